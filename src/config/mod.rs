@@ -1,0 +1,15 @@
+//! The JSON that a run is: four groups (`model`, `data`, `train`, `run`), inheritance by `"extends"`, overrides
+//! `key=value`, and errors that name the file, the key and the nearest right one.
+//!
+//! [`load`] merges files and overrides, [`schema`] holds the keys with their defaults, [`validate`] refuses what cannot
+//! be trained, [`sweep`] expands a grid.
+
+pub mod load;
+pub mod model;
+pub mod schema;
+pub mod sweep;
+pub mod validate;
+
+pub use load::{ConfigError, Origins};
+pub use model::{Attention, AttentionKind, Backend, HiddenAct, KSpec, Model, Norm, Order, PositionInit, Projection, ProjectionInit, Sharing, WeightInit};
+pub use schema::{Config, Data, DocumentRule, OptimizerKind, OneOrMany, Precision, Run, ScheduleKind, TaskChoice, Train};

@@ -1,0 +1,234 @@
+//! Keys of the groups `data`, `train` and `run`, with their defaults.
+
+use super::model::{choice, Model};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// A whole run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub model: Model,
+    pub data: Data,
+    pub train: Train,
+    pub run: Run,
+}
+
+/// One path, or several.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum OneOrMany {
+    One(PathBuf),
+    Many(Vec<PathBuf>),
+}
+
+impl OneOrMany {
+    pub fn paths(&self) -> Vec<PathBuf> {
+        match self {
+            Self::One(path) => vec![path.clone()],
+            Self::Many(paths) => paths.clone(),
+        }
+    }
+}
+
+choice!(
+    /// What one document is: a file, a line, or a block of lines between blank lines.
+    DocumentRule { File = "file", Line = "line", BlankLine = "blank_line" }
+);
+
+/// A task by its name in the table (`linformer data list`), or a table row of one's own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TaskChoice {
+    Named(String),
+    Own(OwnTask),
+}
+
+/// A user's own task: two TSV files with a header line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OwnTask {
+    pub name: String,
+    pub train: PathBuf,
+    pub dev: PathBuf,
+    /// Header of the text column.
+    pub text: String,
+    /// Header of the second text of a pair.
+    #[serde(default)]
+    pub text_pair: Option<String>,
+    pub label: String,
+    /// The labels in their order; empty for a regression on numbers.
+    #[serde(default)]
+    pub labels: Vec<String>,
+    /// accuracy, f1, matthews, pearson or spearman.
+    #[serde(default = "accuracy")]
+    pub metric: String,
+}
+
+fn accuracy() -> String {
+    "accuracy".into()
+}
+
+/// What is learned from. Paths are relative to the working directory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Data {
+    /// Pretraining text: files or folders of `.txt`.
+    pub corpus: Option<OneOrMany>,
+    pub document: DocumentRule,
+    /// `byte_bpe` (trained on the corpus), `bytes`, or a path of a `tokenizer.json`.
+    pub tokenizer: String,
+    /// Entries of a tokenizer that is trained, special tokens and bytes included.
+    pub vocab_size: usize,
+    /// Prepared token files and derived tasks stand here, each in a folder named after what it was made from.
+    pub cache_dir: PathBuf,
+    /// n: tokens in a sequence, special tokens included.
+    pub sequence_length: i64,
+    /// Share of documents held out, chosen by a hash of the document's name.
+    pub validation_fraction: f64,
+    /// Validation sequences used by an evaluation; 0: all.
+    pub max_validation_sequences: usize,
+    pub mask_probability: f64,
+    /// Masking in evaluation; 0.15 keeps perplexities comparable with the literature, whatever the training uses.
+    pub evaluation_mask_probability: f64,
+    /// Of the chosen tokens: the share replaced by the mask token ...
+    pub mask_token_share: f64,
+    /// ... and by a random token; the rest stay as they are.
+    pub random_token_share: f64,
+    /// Fine-tuning task.
+    pub task: Option<TaskChoice>,
+    /// Folder with one folder per GLUE task as downloaded.
+    pub task_dir: PathBuf,
+    /// Training rows used, for trials; 0: all.
+    pub max_train_examples: usize,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            corpus: None,
+            document: DocumentRule::File,
+            tokenizer: "byte_bpe".into(),
+            vocab_size: 8192,
+            cache_dir: "runs/cache".into(),
+            sequence_length: 512,
+            validation_fraction: 0.05,
+            max_validation_sequences: 0,
+            mask_probability: 0.15,
+            evaluation_mask_probability: 0.15,
+            mask_token_share: 0.8,
+            random_token_share: 0.1,
+            task: None,
+            task_dir: "data/glue".into(),
+            max_train_examples: 0,
+        }
+    }
+}
+
+choice!(ScheduleKind { Linear = "linear", Cosine = "cosine", Constant = "constant", InverseSqrt = "inverse_sqrt" });
+choice!(OptimizerKind { AdamW = "adamw", Adam = "adam" });
+choice!(
+    /// Arithmetic of the forward and backward pass; weights and optimizer state are fp32 either way.
+    Precision { Fp32 = "fp32", Bf16 = "bf16" }
+);
+
+/// How it is learned.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Train {
+    /// Optimizer steps.
+    pub max_steps: u64,
+    /// Fine-tuning: passes over the training rows instead of `max_steps`.
+    pub max_epochs: Option<f64>,
+    /// Sequences per optimizer step.
+    pub batch_size: usize,
+    /// Sequences taken at once; null: all of `batch_size`.
+    pub micro_batch_size: Option<usize>,
+    pub learning_rate: f64,
+    pub warmup_steps: u64,
+    pub schedule: ScheduleKind,
+    /// Length of the decay at the end (linear, cosine); null: from the warm-up on.
+    pub decay_steps: Option<u64>,
+    /// The decay ends at this share of `learning_rate`.
+    pub min_learning_rate_ratio: f64,
+    pub optimizer: OptimizerKind,
+    pub adam_beta1: f64,
+    pub adam_beta2: f64,
+    pub adam_epsilon: f64,
+    /// Not applied to biases and LayerNorm.
+    pub weight_decay: f64,
+    /// Largest global gradient norm; 0: no clipping.
+    pub clip_grad_norm: f64,
+    /// PyTorch's definition: the target gets 1 - e + e/V, every other class e/V. (fairseq spreads e over the V - 1 others:
+    /// its e equals ours times (V - 1)/V.)
+    pub label_smoothing: f64,
+    pub precision: Precision,
+    pub seed: u64,
+    pub log_every: u64,
+    /// 0: only at the end.
+    pub eval_every: u64,
+    /// 0: only at the end.
+    pub checkpoint_every: u64,
+    /// Newest checkpoints kept (the best is kept besides).
+    pub keep_checkpoints: usize,
+    /// Fine-tuning: evaluations without improvement after which training ends; 0: never.
+    pub early_stopping_patience: u64,
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self {
+            max_steps: 10_000,
+            max_epochs: None,
+            batch_size: 32,
+            micro_batch_size: None,
+            learning_rate: 5e-4,
+            warmup_steps: 500,
+            schedule: ScheduleKind::Linear,
+            decay_steps: None,
+            min_learning_rate_ratio: 0.0,
+            optimizer: OptimizerKind::AdamW,
+            adam_beta1: 0.9,
+            adam_beta2: 0.98,
+            adam_epsilon: 1e-6,
+            weight_decay: 0.01,
+            clip_grad_norm: 1.0,
+            label_smoothing: 0.0,
+            precision: Precision::Fp32,
+            seed: 0,
+            log_every: 50,
+            eval_every: 500,
+            checkpoint_every: 500,
+            keep_checkpoints: 2,
+            early_stopping_patience: 0,
+        }
+    }
+}
+
+impl Train {
+    pub fn micro_batch(&self) -> usize {
+        self.micro_batch_size.unwrap_or(self.batch_size).min(self.batch_size)
+    }
+}
+
+/// Where it runs and what it starts from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Run {
+    /// The run's folder; null: `runs/` and the config's name.
+    pub dir: Option<PathBuf>,
+    /// `cpu`, `cuda` or `cuda:1`.
+    pub device: String,
+    /// libtorch's threads; 0: its own choice.
+    pub threads: i64,
+    /// A run's folder: its newest checkpoint gives the model's shape, the tokenizer and the weights to start from.
+    pub init_from: Option<PathBuf>,
+    /// false: take shape and tokenizer of `init_from`, but start from random weights.
+    pub init_weights: bool,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Self { dir: None, device: "cpu".into(), threads: 0, init_from: None, init_weights: true }
+    }
+}

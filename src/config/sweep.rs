@@ -1,0 +1,168 @@
+//! A sweep: a base config, named variants, and a grid over any keys; the runs are every variant at every grid point.
+//!
+//! ```json
+//! { "base": "pretrain.json", "dir": "runs/k",
+//!   "variants": [ { "name": "full", "set": { "model.attention.kind": "full" } } ],
+//!   "grid": { "train.seed": [0, 1, 2] } }
+//! ```
+
+use super::load::{read_object, ConfigError, Origins, Raw};
+use super::schema::Config;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+/// The file.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SweepFile {
+    /// A config, relative to the sweep file.
+    pub base: PathBuf,
+    /// Folder of the runs; empty: `runs/` and the sweep file's name.
+    pub dir: PathBuf,
+    pub variants: Vec<Variant>,
+    /// Key and its values.
+    pub grid: Map<String, Value>,
+    /// Keys set in every run.
+    pub set: Map<String, Value>,
+}
+
+/// A named set of keys.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Variant {
+    pub name: String,
+    #[serde(default)]
+    pub set: Map<String, Value>,
+}
+
+/// A sweep with every run's config worked out.
+pub struct Sweep {
+    pub dir: PathBuf,
+    pub runs: Vec<SweepRun>,
+}
+
+/// One run of a sweep.
+pub struct SweepRun {
+    /// Unique in the sweep; the run's folder is `dir/name`.
+    pub name: String,
+    /// The name without the seed: runs of one group are averaged over seeds.
+    pub group: String,
+    pub config: Config,
+    pub origins: Origins,
+}
+
+impl Sweep {
+    /// Reads and expands a sweep; `overrides` go on top of every run.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self, ConfigError> {
+        let origin = path.display().to_string();
+        let raw = Raw { value: read_object(path)?, origins: Origins::default() };
+        let file: SweepFile = raw.parse(&schema()).map_err(|e| with_origin(e, &origin))?;
+        let key_error = |key: &str, message: &str| ConfigError::Key { origin: origin.clone(), key: key.into(), message: message.into() };
+        if file.base.as_os_str().is_empty() {
+            return Err(key_error("base", "missing, expected the name of a config"));
+        }
+        let base = Raw::read(&path.parent().unwrap_or_else(|| Path::new(".")).join(&file.base))?;
+        let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+        let dir = if file.dir.as_os_str().is_empty() { PathBuf::from("runs").join(stem) } else { file.dir.clone() };
+        let only = [Variant::default()];
+        let variants = if file.variants.is_empty() { &only[..] } else { &file.variants };
+        let mut runs: Vec<SweepRun> = Vec::new();
+        for variant in variants {
+            for point in grid_points(&file.grid).map_err(|key| key_error(&format!("grid.{key}"), "expected a list of values, not empty"))? {
+                let run = expand(&base, &file, variant, &point, &dir, overrides, &origin)?;
+                if runs.iter().any(|other| other.name == run.name) {
+                    return Err(key_error("variants", &format!("two runs would be named {}", run.name)));
+                }
+                runs.push(run);
+            }
+        }
+        Ok(Self { dir, runs })
+    }
+}
+
+type Point = Vec<(String, Value)>;
+
+fn expand(base: &Raw, file: &SweepFile, variant: &Variant, point: &Point, dir: &Path, overrides: &[String], origin: &str) -> Result<SweepRun, ConfigError> {
+    let mut raw = base.clone();
+    for (key, value) in file.set.iter().chain(&variant.set) {
+        raw.set(key, value.clone(), origin);
+    }
+    for (key, value) in point {
+        raw.set(key, value.clone(), origin);
+    }
+    let name = run_name(&variant.name, point.iter());
+    let group = run_name(&variant.name, point.iter().filter(|(key, _)| key != "train.seed"));
+    raw.set("run.dir", Value::String(dir.join(&name).display().to_string()), origin);
+    overrides.iter().try_for_each(|text| raw.apply(text))?;
+    let (config, origins) = raw.into_config()?;
+    Ok(SweepRun { name, group, config, origins })
+}
+
+fn run_name<'a>(variant: &str, point: impl Iterator<Item = &'a (String, Value)>) -> String {
+    let plain = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let safe = |text: String| text.chars().map(|c| if c.is_ascii_alphanumeric() || "._=-".contains(c) { c } else { '-' }).collect::<String>();
+    let mut parts: Vec<String> = point.map(|(key, value)| safe(format!("{}={}", key.rsplit('.').next().unwrap_or(key), plain(value)))).collect();
+    if !variant.is_empty() {
+        parts.insert(0, safe(variant.into()));
+    }
+    if parts.is_empty() { "run".into() } else { parts.join("_") }
+}
+
+/// Every combination; the first key varies slowest.
+fn grid_points(grid: &Map<String, Value>) -> Result<Vec<Point>, String> {
+    let mut points: Vec<Point> = vec![Vec::new()];
+    for (key, values) in grid {
+        let values = values.as_array().filter(|v| !v.is_empty()).ok_or_else(|| key.clone())?;
+        points = points.iter().flat_map(|p| values.iter().map(move |v| [p.clone(), vec![(key.clone(), v.clone())]].concat())).collect();
+    }
+    Ok(points)
+}
+
+fn schema() -> Map<String, Value> {
+    let keys = ["base", "dir", "variants", "grid", "set"];
+    keys.into_iter().map(|key| (key.to_string(), Value::Null)).collect()
+}
+
+fn with_origin(error: ConfigError, file: &str) -> ConfigError {
+    match error {
+        ConfigError::Key { key, message, .. } => ConfigError::Key { origin: file.into(), key, message },
+        other => other,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn sweep(files: &[(&str, &str)]) -> Result<Sweep, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        files.iter().for_each(|(name, text)| std::fs::write(folder.path().join(name), text).unwrap());
+        Sweep::load(&folder.path().join(files[0].0), &[])
+    }
+
+    const BASE: (&str, &str) = ("base.json", r#"{"data": {"corpus": "x"}, "model": {"attention": {"k": 8}}}"#);
+
+    #[test]
+    fn variants_times_grid_with_names_and_groups() {
+        let text = r#"{"base": "base.json", "variants": [{"name": "full", "set": {"model.attention.kind": "full"}}, {"name": "lin"}],
+                       "grid": {"model.attention.k": [4, 16], "train.seed": [0, 1]}}"#;
+        let sweep = sweep(&[("s.json", text), BASE]).unwrap();
+        let names: Vec<&str> = sweep.runs.iter().map(|r| r.name.as_str()).collect();
+        assert_eq!(names.len(), 8);
+        assert_eq!(names[0], "full_k=4_seed=0");
+        assert_eq!(sweep.runs[7].group, "lin_k=16");
+        assert_eq!(sweep.runs[7].config.train.seed, 1);
+        assert_eq!(sweep.runs[7].config.run.dir, Some("runs/s/lin_k=16_seed=1".into()));
+    }
+
+    #[test]
+    fn a_misspelt_grid_key_is_refused_by_name() {
+        let error = sweep(&[("s.json", r#"{"base": "base.json", "grid": {"model.attention.kk": [4]}}"#), BASE]).err().unwrap().to_string();
+        assert!(error.contains("s.json: model.attention.kk: no such key; did you mean model.attention.k?"), "{error}");
+    }
+}

@@ -1,0 +1,188 @@
+//! What a type cannot say: every rule names the key, what was found and what was expected.
+
+use super::load::{ConfigError, Origins};
+use super::model::{AttentionKind, KSpec, Model, Order, Projection, Sharing};
+use super::schema::{Config, TaskChoice};
+use crate::eval::Metric;
+
+type Checked = Result<(), ConfigError>;
+
+impl Config {
+    /// Checks everything that can be known before data and checkpoint are opened.
+    pub fn validate(&self, origins: &Origins) -> Checked {
+        self.model.validate(origins, self.data.sequence_length)?;
+        self.validate_data(origins)?;
+        self.validate_train(origins)?;
+        parse_device(&self.run.device).map(|_| ()).ok_or_else(|| {
+            origins.error("run.device", format!("found \"{}\", expected cpu, cuda or cuda:N", self.run.device))
+        })
+    }
+
+    fn validate_data(&self, origins: &Origins) -> Checked {
+        let data = &self.data;
+        if data.corpus.is_some() == data.task.is_some() {
+            let what = if data.corpus.is_some() { "both are set, expected one of them" } else { "neither is set, expected one of them" };
+            return Err(origins.error("data", format!("data.corpus (pretraining) and data.task (fine-tuning): {what}")));
+        }
+        at_least(origins, "data.sequence_length", data.sequence_length, 4)?;
+        for (key, share) in [
+            ("data.mask_probability", data.mask_probability),
+            ("data.evaluation_mask_probability", data.evaluation_mask_probability),
+            ("data.validation_fraction", data.validation_fraction),
+        ] {
+            if !(share > 0.0 && share < 1.0) {
+                return Err(origins.error(key, format!("found {share}, expected a number between 0 and 1")));
+            }
+        }
+        let shares = data.mask_token_share + data.random_token_share;
+        if data.mask_token_share < 0.0 || data.random_token_share < 0.0 || shares > 1.0 {
+            return Err(origins.error("data.mask_token_share", format!("mask_token_share + random_token_share is {shares}, expected both at least 0 and at most 1 together")));
+        }
+        match &data.task {
+            Some(TaskChoice::Own(task)) if task.metric.parse::<Metric>().is_err() => {
+                Err(origins.error("data.task.metric", format!("found \"{}\", expected one of {}", task.metric, Metric::names())))
+            }
+            Some(TaskChoice::Own(task)) if task.labels.len() == 1 => Err(origins.error("data.task.labels", "found 1 label, expected at least 2, or none for a regression")),
+            _ => Ok(()),
+        }
+    }
+
+    fn validate_train(&self, origins: &Origins) -> Checked {
+        let train = &self.train;
+        at_least(origins, "train.batch_size", train.batch_size as i64, 1)?;
+        at_least(origins, "train.log_every", train.log_every as i64, 1)?;
+        at_least(origins, "train.keep_checkpoints", train.keep_checkpoints as i64, 1)?;
+        if let Some(micro) = train.micro_batch_size {
+            at_least(origins, "train.micro_batch_size", micro as i64, 1)?;
+        }
+        if train.max_epochs.is_none() {
+            at_least(origins, "train.max_steps", train.max_steps as i64, 1)?;
+            if train.warmup_steps > train.max_steps {
+                return Err(origins.error("train.warmup_steps", format!("found {}, expected at most train.max_steps = {}", train.warmup_steps, train.max_steps)));
+            }
+        } else if self.data.task.is_none() {
+            return Err(origins.error("train.max_epochs", "is for fine-tuning; give a pretraining run train.max_steps"));
+        }
+        for (key, value) in [("train.learning_rate", train.learning_rate), ("train.adam_epsilon", train.adam_epsilon)] {
+            if !(value > 0.0 && value.is_finite()) {
+                return Err(origins.error(key, format!("found {value}, expected a number above 0")));
+            }
+        }
+        for (key, value) in [
+            ("train.adam_beta1", train.adam_beta1),
+            ("train.adam_beta2", train.adam_beta2),
+            ("train.label_smoothing", train.label_smoothing),
+        ] {
+            if !(0.0..1.0).contains(&value) {
+                return Err(origins.error(key, format!("found {value}, expected at least 0 and below 1")));
+            }
+        }
+        for (key, value) in [
+            ("train.weight_decay", train.weight_decay),
+            ("train.clip_grad_norm", train.clip_grad_norm),
+            ("train.min_learning_rate_ratio", train.min_learning_rate_ratio),
+        ] {
+            if !(value >= 0.0 && value.is_finite()) {
+                return Err(origins.error(key, format!("found {value}, expected at least 0")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Model {
+    /// Checks the shape; `sequence_length` is what the data asks for.
+    pub fn validate(&self, origins: &Origins, sequence_length: i64) -> Checked {
+        for (key, value) in [
+            ("model.hidden_size", self.hidden_size),
+            ("model.num_hidden_layers", self.num_hidden_layers),
+            ("model.num_attention_heads", self.num_attention_heads),
+            ("model.intermediate_size", self.intermediate_size),
+            ("model.type_vocab_size", self.type_vocab_size),
+        ] {
+            at_least(origins, key, value, 1)?;
+        }
+        at_least(origins, "model.pad_token_id", self.pad_token_id, 0)?;
+        if self.hidden_size % self.num_attention_heads != 0 {
+            return Err(origins.error(
+                "model.num_attention_heads",
+                format!("found {}, expected a divisor of model.hidden_size = {}", self.num_attention_heads, self.hidden_size),
+            ));
+        }
+        for (key, p) in [
+            ("model.hidden_dropout_prob", self.hidden_dropout_prob),
+            ("model.attention_probs_dropout_prob", self.attention_probs_dropout_prob),
+            ("model.classifier_dropout", self.classifier_dropout.unwrap_or(0.0)),
+        ] {
+            if !(0.0..1.0).contains(&p) {
+                return Err(origins.error(key, format!("found {p}, expected at least 0 and below 1")));
+            }
+        }
+        let n = match self.max_position_embeddings {
+            Some(_) => self.sequence_length(),
+            None => sequence_length,
+        };
+        if sequence_length > n {
+            return Err(origins.error(
+                "data.sequence_length",
+                format!("found {sequence_length}, expected at most n = {n} (model.max_position_embeddings = {} less pad_token_id + 1)", n + self.pad_token_id + 1),
+            ));
+        }
+        match self.attention.kind {
+            AttentionKind::Full => Ok(()),
+            AttentionKind::Linformer => self.validate_projection(origins, n),
+        }
+    }
+
+    fn validate_projection(&self, origins: &Origins, n: i64) -> Checked {
+        let key = "model.attention.k";
+        let attention = &self.attention;
+        let (layers, heads) = (self.num_hidden_layers as usize, self.num_attention_heads as usize);
+        match &attention.k {
+            KSpec::One(_) => {}
+            KSpec::PerLayer(list) if list.len() != layers => {
+                return Err(origins.error(key, format!("found a list of {}, expected one k for each of the {layers} layers", list.len())))
+            }
+            KSpec::PerLayer(list) if attention.sharing == Sharing::Layerwise && list.iter().any(|k| k != &list[0]) => {
+                return Err(origins.error(key, "layers differ, expected one k: sharing layerwise has one matrix for all layers"))
+            }
+            KSpec::PerLayer(_) => {}
+            KSpec::PerHead(_) if attention.sharing != Sharing::None => {
+                return Err(origins.error(key, format!("found one k per head, expected model.attention.sharing none, found {}", attention.sharing)))
+            }
+            KSpec::PerHead(list) => {
+                if list.len() != layers || list.iter().any(|row| row.len() != heads) {
+                    return Err(origins.error(key, format!("expected {layers} lists (layers) of {heads} (heads)")));
+                }
+            }
+        }
+        for k in (0..layers).flat_map(|l| (0..heads).map(move |h| (l, h))).map(|(l, h)| attention.k.at(l, h)) {
+            if k < 1 || k > n {
+                return Err(origins.error(key, format!("found {k}, expected 1 to n = {n}")));
+            }
+        }
+        if attention.sharing == Sharing::None && attention.order == Order::CompressFirst {
+            return Err(origins.error("model.attention.order", "found compress_first, expected auto or project_first: with sharing none every head compresses its own keys"));
+        }
+        if attention.projection == Projection::MaxPool && attention.sharing != Sharing::None && attention.order == Order::ProjectFirst {
+            return Err(origins.error("model.attention.order", "found project_first, expected auto or compress_first: a maximum does not commute with the key matrix, and with shared projections it is taken on the layer's input"));
+        }
+        Ok(())
+    }
+}
+
+fn at_least(origins: &Origins, key: &str, found: i64, least: i64) -> Checked {
+    if found < least {
+        return Err(origins.error(key, format!("found {found}, expected at least {least}")));
+    }
+    Ok(())
+}
+
+/// `cpu`, `cuda` or `cuda:N`.
+pub fn parse_device(text: &str) -> Option<tch::Device> {
+    match text {
+        "cpu" => Some(tch::Device::Cpu),
+        "cuda" => Some(tch::Device::Cuda(0)),
+        _ => text.strip_prefix("cuda:")?.parse().ok().map(tch::Device::Cuda),
+    }
+}

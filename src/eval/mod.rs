@@ -1,0 +1,159 @@
+//! Metrics of GLUE and of language models, on plain numbers.
+//!
+//! A metric that the data does not define (one class only, constant predictions) is `None`, never a made-up number.
+
+use std::str::FromStr;
+
+/// A task's metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metric {
+    Accuracy,
+    /// F1 of class 1.
+    F1,
+    /// Matthews' correlation of two classes.
+    Matthews,
+    Pearson,
+    Spearman,
+}
+
+const NAMES: [(Metric, &str); 5] = [
+    (Metric::Accuracy, "accuracy"),
+    (Metric::F1, "f1"),
+    (Metric::Matthews, "matthews"),
+    (Metric::Pearson, "pearson"),
+    (Metric::Spearman, "spearman"),
+];
+
+impl Metric {
+    pub fn name(self) -> &'static str {
+        NAMES.iter().find(|(metric, _)| *metric == self).map_or("", |(_, name)| name)
+    }
+
+    /// All names, for messages.
+    pub fn names() -> String {
+        NAMES.map(|(_, name)| name).join(", ")
+    }
+
+    /// Of predictions against truth, paired by position. Classes are whole numbers.
+    pub fn compute(self, predicted: &[f64], truth: &[f64]) -> Option<f64> {
+        match self {
+            Metric::Accuracy => accuracy(predicted, truth),
+            Metric::F1 => f1(predicted, truth),
+            Metric::Matthews => matthews(predicted, truth),
+            Metric::Pearson => pearson(predicted, truth),
+            Metric::Spearman => pearson(&ranks(predicted), &ranks(truth)),
+        }
+    }
+}
+
+impl FromStr for Metric {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        NAMES.iter().find(|(_, name)| *name == text).map(|(metric, _)| *metric).ok_or(())
+    }
+}
+
+/// e to the loss in nats.
+pub fn perplexity(loss: f64) -> f64 {
+    loss.exp()
+}
+
+/// The share of the commonest value: what a model that has learned nothing reaches.
+pub fn majority_share(truth: &[f64]) -> Option<f64> {
+    let count = |value: &f64| truth.iter().filter(|t| *t == value).count();
+    truth.iter().map(count).max().map(|most| most as f64 / truth.len() as f64)
+}
+
+/// Mean and sample standard deviation (`None` for fewer than two values).
+pub fn mean_and_deviation(values: &[f64]) -> Option<(f64, Option<f64>)> {
+    let n = values.len() as f64;
+    let mean = (n > 0.0).then(|| values.iter().sum::<f64>() / n)?;
+    let deviation = (n > 1.0).then(|| (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt());
+    Some((mean, deviation))
+}
+
+fn accuracy(predicted: &[f64], truth: &[f64]) -> Option<f64> {
+    let right = predicted.iter().zip(truth).filter(|(p, t)| p == t).count();
+    (!truth.is_empty()).then(|| right as f64 / truth.len() as f64)
+}
+
+/// (true positives, false positives, false negatives, true negatives) of class 1.
+fn confusion(predicted: &[f64], truth: &[f64]) -> [f64; 4] {
+    let count = |p: bool, t: bool| predicted.iter().zip(truth).filter(|(a, b)| (**a == 1.0) == p && (**b == 1.0) == t).count() as f64;
+    [count(true, true), count(true, false), count(false, true), count(false, false)]
+}
+
+fn f1(predicted: &[f64], truth: &[f64]) -> Option<f64> {
+    let [tp, fp, fn_, _] = confusion(predicted, truth);
+    let total = 2.0 * tp + fp + fn_;
+    (total > 0.0).then(|| 2.0 * tp / total)
+}
+
+fn matthews(predicted: &[f64], truth: &[f64]) -> Option<f64> {
+    let [tp, fp, fn_, tn] = confusion(predicted, truth);
+    let product = (tp + fp) * (tp + fn_) * (tn + fp) * (tn + fn_);
+    (product > 0.0).then(|| (tp * tn - fp * fn_) / product.sqrt())
+}
+
+fn pearson(a: &[f64], b: &[f64]) -> Option<f64> {
+    let n = a.len() as f64;
+    let (mean_a, mean_b) = (a.iter().sum::<f64>() / n, b.iter().sum::<f64>() / n);
+    let sum = |f: &dyn Fn(f64, f64) -> f64| a.iter().zip(b).map(|(x, y)| f(x - mean_a, y - mean_b)).sum::<f64>();
+    let (covariance, var_a, var_b) = (sum(&|x, y| x * y), sum(&|x, _| x * x), sum(&|_, y| y * y));
+    (a.len() > 1 && var_a > 0.0 && var_b > 0.0).then(|| covariance / (var_a * var_b).sqrt())
+}
+
+/// Ranks from 1, ties sharing their mean rank.
+fn ranks(values: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|a, b| values[*a].total_cmp(&values[*b]));
+    let mut ranks = vec![0.0; values.len()];
+    for tied in order.chunk_by(|a, b| values[*a] == values[*b]) {
+        let first = order.partition_point(|i| values[*i] < values[tied[0]]);
+        tied.iter().for_each(|i| ranks[*i] = first as f64 + (tied.len() as f64 + 1.0) / 2.0);
+    }
+    ranks
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn close(found: Option<f64>, expected: f64) {
+        assert!((found.unwrap() - expected).abs() < 1e-9, "{found:?} {expected}");
+    }
+
+    /// Expected numbers by hand from the confusion counts 3, 1, 1, 3, and
+    /// by the textbook sums in plain Python for the correlations below.
+    #[test]
+    fn classification_metrics() {
+        let truth = [1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0];
+        let predicted = [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0];
+        close(Metric::Accuracy.compute(&predicted, &truth), 0.75);
+        close(Metric::F1.compute(&predicted, &truth), 0.75);
+        close(Metric::Matthews.compute(&predicted, &truth), 0.5);
+    }
+
+    #[test]
+    fn correlations_with_ties() {
+        let a = [1.0, 2.0, 2.0, 4.0, 5.0];
+        let b = [2.0, 1.0, 3.0, 3.0, 7.0];
+        close(Metric::Pearson.compute(&a, &b), 0.813_984_781_842_526_2);
+        close(Metric::Spearman.compute(&a, &b), 0.763_157_894_736_842_1);
+    }
+
+    #[test]
+    fn what_is_undefined_is_none() {
+        assert_eq!(Metric::Pearson.compute(&[1.0, 1.0, 1.0], &[1.0, 2.0, 3.0]), None);
+        assert_eq!(Metric::Matthews.compute(&[1.0, 1.0], &[1.0, 0.0]), None);
+        assert_eq!(Metric::Accuracy.compute(&[], &[]), None);
+        assert_eq!(mean_and_deviation(&[2.0]), Some((2.0, None)));
+    }
+
+    #[test]
+    fn majority() {
+        assert_eq!(majority_share(&[1.0, 0.0, 1.0, 2.0]), Some(0.5));
+    }
+}

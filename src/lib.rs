@@ -1,0 +1,7 @@
+//! placeholder
+pub mod config;
+pub mod eval;
+pub mod model;
+pub mod native;
+pub mod random;
+pub mod train;

@@ -1,0 +1,159 @@
+//! RoBERTa's encoder: embeddings, then layers of self-attention and feed-forward, under Hugging Face's names.
+
+use super::attention::{Keep, SelfAttention};
+use super::init::Init;
+use super::layers::{activate, LayerNorm, Linear, Pass};
+use super::parameters::Parameters;
+use super::projection::Projection;
+use crate::config::{AttentionKind, HiddenAct, Model, Norm, PositionInit, Sharing};
+use crate::native::NativeError;
+use tch::{Kind, Tensor};
+
+/// A batch as the encoder sees it.
+pub struct Input {
+    /// [B, L] int64.
+    pub ids: Tensor,
+    /// [B, L], 1 at real tokens; None: no padding.
+    pub attention_mask: Option<Tensor>,
+}
+
+/// Token ids to hidden states.
+pub struct Encoder {
+    embeddings: Embeddings,
+    layers: Vec<Layer>,
+    /// Pre-norm only: the last LayerNorm.
+    norm: Option<LayerNorm>,
+}
+
+impl Encoder {
+    /// `config` has its vocabulary and positions resolved and has been validated.
+    pub fn new(parameters: &mut Parameters, config: &Model) -> Self {
+        let embeddings = Embeddings::new(parameters, config);
+        let attention = &config.attention;
+        let layerwise = attention.kind == AttentionKind::Linformer && attention.sharing == Sharing::Layerwise;
+        let shared = layerwise.then(|| {
+            Projection::shared(parameters, "roberta.encoder.shared_projection", attention, config.sequence_length(), attention.k.at(0, 0))
+        });
+        let layers = (0..config.num_hidden_layers as usize).map(|i| Layer::new(parameters, config, i, shared.as_ref())).collect();
+        let norm = (config.norm == Norm::Pre).then(|| LayerNorm::new(parameters, "roberta.encoder.LayerNorm", config));
+        Self { embeddings, layers, norm }
+    }
+
+    /// Hidden states [B, L, d] in the arithmetic of the pass.
+    pub fn forward(&self, input: &Input, pass: &Pass) -> Result<Tensor, NativeError> {
+        let keep = input.attention_mask.as_ref().map(|mask| Keep::new(mask, pass.kind));
+        let mut x = self.embeddings.forward(input, keep.as_ref(), pass)?;
+        for layer in &self.layers {
+            x = layer.forward(x, keep.as_ref(), pass)?;
+        }
+        Ok(self.norm.as_ref().map_or_else(|| x.shallow_clone(), |norm| norm.forward(&x)))
+    }
+
+    /// The word embeddings [V, d], to which the MLM head is tied.
+    pub fn word_embeddings(&self) -> &Tensor {
+        &self.embeddings.word
+    }
+}
+
+struct Embeddings {
+    word: Tensor,
+    position: Tensor,
+    token_type: Tensor,
+    norm: LayerNorm,
+    pad: i64,
+    dropout: f64,
+}
+
+impl Embeddings {
+    fn new(parameters: &mut Parameters, config: &Model) -> Self {
+        let d = config.hidden_size;
+        let name = "roberta.embeddings";
+        let pad = config.pad_token_id;
+        let word_std = config.embedding_init_range.unwrap_or(config.initializer_range);
+        let position_range = config.position_init_range.unwrap_or(config.initializer_range);
+        let position_init = match config.position_init {
+            PositionInit::Normal => Init::NormalWithZeroRow { std: position_range, row: pad },
+            PositionInit::Sinusoidal => Init::Sinusoidal { amplitude: position_range, first_row: pad + 1 },
+        };
+        let positions = config.sequence_length() + pad + 1;
+        Self {
+            word: parameters.create(&format!("{name}.word_embeddings.weight"), &[config.vocabulary(), d], Init::NormalWithZeroRow { std: word_std, row: pad }),
+            position: parameters.create(&format!("{name}.position_embeddings.weight"), &[positions, d], position_init),
+            token_type: parameters.create(&format!("{name}.token_type_embeddings.weight"), &[config.type_vocab_size, d], Init::Normal { std: config.initializer_range }),
+            norm: LayerNorm::new(parameters, &format!("{name}.LayerNorm"), config),
+            pad,
+            dropout: config.hidden_dropout_prob,
+        }
+    }
+
+    /// RoBERTa counts positions from pad + 1 and gives padding the position pad.
+    fn forward(&self, input: &Input, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
+        let length = input.ids.size()[1];
+        let words = Tensor::embedding(&self.word, &input.ids, self.pad, false, false);
+        let positions = match keep {
+            None => self.position.narrow(0, self.pad + 1, length).unsqueeze(0),
+            Some(keep) => {
+                let real = keep.real.to_kind(Kind::Int64);
+                let ids = real.cumsum(1, Kind::Int64) * &real + self.pad;
+                Tensor::embedding(&self.position, &ids, self.pad, false, false)
+            }
+        };
+        let sum = words + positions + self.token_type.get(0);
+        pass.dropout(self.norm.forward(&sum.to_kind(pass.kind)), self.dropout, "roberta.embeddings")
+    }
+}
+
+struct Layer {
+    attention: SelfAttention,
+    attention_output: Linear,
+    attention_norm: LayerNorm,
+    intermediate: Linear,
+    output: Linear,
+    output_norm: LayerNorm,
+    norm: Norm,
+    act: HiddenAct,
+    dropout: f64,
+    /// Names of the places where dropout stands.
+    places: [String; 2],
+}
+
+impl Layer {
+    fn new(parameters: &mut Parameters, config: &Model, index: usize, shared: Option<&Projection>) -> Self {
+        let (d, f) = (config.hidden_size, config.intermediate_size);
+        let name = format!("roberta.encoder.layer.{index}");
+        Self {
+            attention: SelfAttention::new(parameters, &format!("{name}.attention.self"), config, index, shared),
+            attention_output: Linear::new(parameters, &format!("{name}.attention.output.dense"), d, d, config),
+            attention_norm: LayerNorm::new(parameters, &format!("{name}.attention.output.LayerNorm"), config),
+            intermediate: Linear::new(parameters, &format!("{name}.intermediate.dense"), d, f, config),
+            output: Linear::new(parameters, &format!("{name}.output.dense"), f, d, config),
+            output_norm: LayerNorm::new(parameters, &format!("{name}.output.LayerNorm"), config),
+            norm: config.norm,
+            act: config.hidden_act,
+            dropout: config.hidden_dropout_prob,
+            places: [format!("{name}.attention.output"), format!("{name}.output")],
+        }
+    }
+
+    /// x [B, L, d] -> [B, L, d].
+    fn forward(&self, x: Tensor, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
+        let attend = |x: &Tensor| -> Result<Tensor, NativeError> {
+            let out = self.attention_output.forward(&self.attention.forward(x, keep, pass)?);
+            pass.dropout(out, self.dropout, &self.places[0])
+        };
+        let feed_forward = |x: &Tensor| -> Result<Tensor, NativeError> {
+            let out = self.output.forward(&activate(&self.intermediate.forward(x), self.act));
+            pass.dropout(out, self.dropout, &self.places[1])
+        };
+        match self.norm {
+            Norm::Post => {
+                let x = self.attention_norm.forward(&(attend(&x)? + &x));
+                Ok(self.output_norm.forward(&(feed_forward(&x)? + &x)))
+            }
+            Norm::Pre => {
+                let x = attend(&self.attention_norm.forward(&x))? + x;
+                Ok(feed_forward(&self.output_norm.forward(&x))? + x)
+            }
+        }
+    }
+}

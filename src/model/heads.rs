@@ -1,0 +1,63 @@
+//! From hidden states to predictions: RoBERTa's masked-LM head and its classification head.
+
+use super::init::Init;
+use super::layers::{activate, LayerNorm, Linear, Pass};
+use super::parameters::Parameters;
+use crate::config::{HiddenAct, Model};
+use crate::native::NativeError;
+use tch::Tensor;
+
+/// Dense, GELU, LayerNorm, then the word embeddings as the output matrix.
+pub struct MaskedLmHead {
+    dense: Linear,
+    norm: LayerNorm,
+    bias: Tensor,
+    word_embeddings: Tensor,
+    act: HiddenAct,
+}
+
+impl MaskedLmHead {
+    pub fn new(parameters: &mut Parameters, config: &Model, word_embeddings: &Tensor) -> Self {
+        Self {
+            dense: Linear::new(parameters, "lm_head.dense", config.hidden_size, config.hidden_size, config),
+            norm: LayerNorm::new(parameters, "lm_head.layer_norm", config),
+            bias: parameters.create("lm_head.bias", &[config.vocabulary()], Init::Zeros),
+            word_embeddings: word_embeddings.shallow_clone(),
+            act: config.hidden_act,
+        }
+    }
+
+    /// Logits [M, V] at the M positions of `hidden` [B, L, d] that are predicted, given by their index in B x L: the
+    /// product with the vocabulary is not made elsewhere.
+    pub fn forward(&self, hidden: &Tensor, positions: &Tensor) -> Tensor {
+        let d = hidden.size()[2];
+        let x = hidden.reshape([-1, d]).index_select(0, positions);
+        let x = self.norm.forward(&activate(&self.dense.forward(&x), self.act));
+        x.linear(&self.word_embeddings.to_kind(x.kind()), Some(&self.bias.to_kind(x.kind())))
+    }
+}
+
+/// Dense and tanh on the first token, then a linear layer: classes, or one number for a regression.
+pub struct ClassificationHead {
+    dense: Linear,
+    out: Linear,
+    dropout: f64,
+}
+
+impl ClassificationHead {
+    pub fn new(parameters: &mut Parameters, config: &Model, outputs: i64) -> Self {
+        let d = config.hidden_size;
+        Self {
+            dense: Linear::new(parameters, "classifier.dense", d, d, config),
+            out: Linear::new(parameters, "classifier.out_proj", d, outputs, config),
+            dropout: config.classifier_dropout.unwrap_or(config.hidden_dropout_prob),
+        }
+    }
+
+    /// hidden [B, L, d] -> [B, outputs].
+    pub fn forward(&self, hidden: &Tensor, pass: &Pass) -> Result<Tensor, NativeError> {
+        let first = pass.dropout(hidden.select(1, 0), self.dropout, "classifier.dense")?;
+        let x = self.dense.forward(&first).tanh();
+        Ok(self.out.forward(&pass.dropout(x, self.dropout, "classifier.out_proj")?))
+    }
+}

@@ -1,0 +1,113 @@
+//! Small parts: a pass through the model, linear layers, LayerNorm.
+
+use super::init::Init;
+use super::parameters::Parameters;
+use crate::config::{HiddenAct, Model, WeightInit};
+use crate::native::dropout::dropout;
+use crate::native::NativeError;
+use crate::random::{combine, hash_name, Purpose, Stream};
+use tch::{Kind, Tensor};
+
+/// One forward pass: its arithmetic and its randomness.
+#[derive(Clone, Copy, Debug)]
+pub struct Pass {
+    /// Arithmetic: fp32, or bf16 with the fp32 weights cast where they are used.
+    pub kind: Kind,
+    dropout: Option<DropoutKey>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct DropoutKey {
+    seed: u64,
+    step: u64,
+    first_sequence: i64,
+}
+
+impl Pass {
+    /// Without dropout.
+    pub fn evaluation(kind: Kind) -> Self {
+        Self { kind, dropout: None }
+    }
+
+    /// With dropout as a function of (seed, step). `first_sequence` is the place of the micro-batch in the step's batch:
+    /// the cut into micro-batches does not change what is dropped.
+    pub fn training(kind: Kind, seed: u64, step: u64, first_sequence: i64) -> Self {
+        Self { kind, dropout: Some(DropoutKey { seed, step, first_sequence }) }
+    }
+
+    pub fn drops(&self, p: f64) -> bool {
+        self.dropout.is_some() && p > 0.0
+    }
+
+    /// Dropout of x [B, ..] at a named place of the model.
+    pub fn dropout(&self, x: Tensor, p: f64, place: &str) -> Result<Tensor, NativeError> {
+        match self.dropout {
+            Some(key) if p > 0.0 => {
+                let stream = Stream::new(key.seed, Purpose::Dropout, combine(key.step, hash_name(place)));
+                let per_sequence = x.numel() as i64 / x.size()[0].max(1);
+                dropout(&x, p, stream, key.first_sequence * per_sequence)
+            }
+            _ => Ok(x),
+        }
+    }
+}
+
+/// y = x W^T + b.
+pub struct Linear {
+    pub weight: Tensor,
+    pub bias: Tensor,
+}
+
+impl Linear {
+    pub fn new(parameters: &mut Parameters, name: &str, inputs: i64, outputs: i64, config: &Model) -> Self {
+        let std = match config.weight_init {
+            WeightInit::Normal => config.initializer_range,
+            WeightInit::InverseSqrtWidth => 1.0 / (inputs as f64).sqrt(),
+        };
+        Self {
+            weight: parameters.create(&format!("{name}.weight"), &[outputs, inputs], Init::Normal { std }),
+            bias: parameters.create(&format!("{name}.bias"), &[outputs], Init::Zeros),
+        }
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.linear(&self.weight.to_kind(x.kind()), Some(&self.bias.to_kind(x.kind())))
+    }
+
+    /// x W^T.
+    pub fn without_bias(&self, x: &Tensor) -> Tensor {
+        x.linear(&self.weight.to_kind(x.kind()), None::<&Tensor>)
+    }
+}
+
+/// LayerNorm over the last dimension; statistics and parameters in fp32 whatever the kind of x.
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    pub fn new(parameters: &mut Parameters, name: &str, config: &Model) -> Self {
+        let d = config.hidden_size;
+        Self {
+            weight: parameters.create(&format!("{name}.weight"), &[d], Init::Ones),
+            bias: parameters.create(&format!("{name}.bias"), &[d], Init::Zeros),
+            eps: config.layer_norm_eps,
+        }
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        // On a CPU, libtorch takes bf16 rows with fp32 parameters and keeps the statistics in fp32.
+        let same_kind = x.kind() == Kind::Float || x.device() == tch::Device::Cpu;
+        let (input, back) = if same_kind { (x.shallow_clone(), x.kind()) } else { (x.to_kind(Kind::Float), x.kind()) };
+        input.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true).to_kind(back)
+    }
+}
+
+pub fn activate(x: &Tensor, act: HiddenAct) -> Tensor {
+    match act {
+        HiddenAct::Gelu => x.gelu("none"),
+        HiddenAct::Relu => x.relu(),
+    }
+}

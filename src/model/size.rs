@@ -1,0 +1,65 @@
+//! Parameters by part and the cost of a forward pass, from the config alone.
+
+use super::encoder::Encoder;
+use super::heads::MaskedLmHead;
+use super::parameters::{Parameter, Parameters};
+use crate::config::{AttentionKind, Model, Order, Projection, Sharing};
+
+/// Parts of a model and their number of weights, in the order of the model.
+pub fn parameters_by_part(config: &Model) -> Vec<(&'static str, i64)> {
+    let mut parameters = Parameters::uninitialised();
+    let encoder = Encoder::new(&mut parameters, config);
+    MaskedLmHead::new(&mut parameters, config, encoder.word_embeddings());
+    let parts = ["word embeddings", "position embeddings", "projections E, F", "attention", "feed-forward", "LayerNorm and token type", "MLM head"];
+    let sum = |part: &str| parameters.iter().filter(|p| part_of(&p.name) == part).map(|p| p.tensor.numel() as i64).sum();
+    parts.into_iter().map(|part| (part, sum(part))).filter(|(_, count)| *count > 0).collect()
+}
+
+fn part_of(name: &str) -> &'static str {
+    let has = |text: &str| name.contains(text);
+    match () {
+        _ if name.starts_with("lm_head") => "MLM head",
+        _ if has("word_embeddings") => "word embeddings",
+        _ if has("position_embeddings") => "position embeddings",
+        _ if has("_projection") => "projections E, F",
+        _ if has("LayerNorm") || has("token_type") => "LayerNorm and token type",
+        _ if has(".attention.") => "attention",
+        _ => "feed-forward",
+    }
+}
+
+/// Distinct projection matrices (paper, section 4: 288, 24, 12 and 1 for 12 layers of 12 heads).
+pub fn distinct_projections(config: &Model) -> i64 {
+    let mut parameters = Parameters::uninitialised();
+    Encoder::new(&mut parameters, config);
+    let own_matrix = if config.attention.projection == Projection::Conv { 1 } else { 2 };
+    let matrices = |p: &Parameter| if p.tensor.dim() > own_matrix { p.tensor.size()[0] } else { 1 };
+    parameters.iter().filter(|p| part_of(&p.name) == "projections E, F").map(matrices).sum()
+}
+
+/// Multiply-adds times two of a forward pass per token, at length `length`, the MLM head on a share `predicted` of the
+/// positions (0: no head). Products only, as is the custom; training costs three times as much.
+pub fn forward_flops_per_token(config: &Model, length: i64, predicted: f64) -> f64 {
+    let (d, f, n) = (config.hidden_size as f64, config.intermediate_size as f64, length as f64);
+    let layer = |index: usize| 2.0 * d * d + 2.0 * d * f + attention_products(config, index, n, d);
+    let layers: f64 = (0..config.num_hidden_layers as usize).map(layer).sum();
+    let head = predicted * (d * d + d * config.vocabulary() as f64);
+    2.0 * (layers + head)
+}
+
+/// Multiply-adds per token of keys, values, compression, scores and weighted sum in one layer.
+fn attention_products(config: &Model, layer: usize, n: f64, d: f64) -> f64 {
+    let attention = &config.attention;
+    if attention.kind == AttentionKind::Full {
+        return 2.0 * d * d + 2.0 * n * d;
+    }
+    let heads = config.num_attention_heads as usize;
+    let k = (0..heads).map(|h| attention.k.at(layer, h) as f64).sum::<f64>() / heads as f64;
+    let matrix = matches!(attention.projection, Projection::Learned | Projection::Fixed);
+    let compression = if matrix { k * d } else { d };
+    let project_first = attention.order == Order::ProjectFirst || attention.sharing == Sharing::None;
+    let twice = project_first || attention.sharing == Sharing::Headwise;
+    let compressions = if twice { 2.0 * compression } else { compression };
+    let keys_and_values = if project_first { 2.0 * d * d } else { 2.0 * d * d * k / n };
+    keys_and_values + compressions + 2.0 * k * d
+}

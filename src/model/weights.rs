@@ -1,0 +1,143 @@
+//! Weights in safetensors files under Hugging Face's names, checked by name, shape and type before anything is copied.
+
+use super::parameters::Parameters;
+use crate::native::mapped::MappedFile;
+use safetensors::{Dtype, SafeTensors};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use tch::{Kind, Tensor};
+
+/// Why a weights file was refused; nothing has been changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("{path}: not a safetensors file: {message}")]
+    Format { path: PathBuf, message: String },
+    #[error("{path}: {name} is missing; the file has {count} tensors")]
+    Missing { path: PathBuf, name: String, count: usize },
+    #[error("{path}: {name} is in the file but not in the model")]
+    Unexpected { path: PathBuf, name: String },
+    #[error("{path}: {name} has shape {found:?}, expected {expected:?}")]
+    Shape { path: PathBuf, name: String, found: Vec<i64>, expected: Vec<i64> },
+    #[error("{path}: {name} has type {found}, expected F32")]
+    Type { path: PathBuf, name: String, found: String },
+}
+
+/// Which names of a file a load takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Select {
+    /// All of the model's, and nothing else may be in the file.
+    All,
+    /// The encoder (`roberta.`); heads keep their start, and the file's other names are ignored.
+    Encoder,
+}
+
+/// Writes named CPU or device tensors.
+pub fn save<'a>(path: &Path, tensors: impl Iterator<Item = (String, &'a Tensor)>, metadata: HashMap<String, String>) -> Result<(), WeightsError> {
+    let owned: Vec<(String, Bytes)> = tensors.map(|(name, tensor)| (name, Bytes::of(tensor))).collect();
+    safetensors::serialize_to_file(owned, Some(metadata), path).map_err(|error| match error {
+        safetensors::SafeTensorError::IoError(source) => WeightsError::Io { path: path.into(), source },
+        other => WeightsError::Format { path: path.into(), message: other.to_string() },
+    })
+}
+
+/// A safetensors file, mapped.
+pub struct WeightsFile {
+    path: PathBuf,
+    map: MappedFile,
+}
+
+impl WeightsFile {
+    pub fn open(path: &Path) -> Result<Self, WeightsError> {
+        let map = MappedFile::open(path).map_err(|source| WeightsError::Io { path: path.into(), source })?;
+        let file = Self { path: path.into(), map };
+        file.parsed()?;
+        Ok(file)
+    }
+
+    fn parsed(&self) -> Result<SafeTensors<'_>, WeightsError> {
+        SafeTensors::deserialize(&self.map).map_err(|e| WeightsError::Format { path: self.path.clone(), message: e.to_string() })
+    }
+
+    /// All names.
+    pub fn names(&self) -> Result<Vec<String>, WeightsError> {
+        Ok(self.parsed()?.names().into_iter().map(str::to_string).collect())
+    }
+
+    /// One fp32 tensor of the expected shape (`None`: any).
+    pub fn tensor(&self, name: &str, expected: Option<&[i64]>) -> Result<Tensor, WeightsError> {
+        read(&self.parsed()?, &self.path, name, expected)
+    }
+
+    /// Copies the file's weights into the model's, after all of them have been checked.
+    pub fn load_into(&self, parameters: &Parameters, select: Select) -> Result<usize, WeightsError> {
+        let parsed = self.parsed()?;
+        let wanted = |name: &str| select == Select::All || name.starts_with("roberta.");
+        if select == Select::All {
+            if let Some(name) = parsed.names().into_iter().find(|name| parameters.get(name).is_none()) {
+                return Err(WeightsError::Unexpected { path: self.path.clone(), name: name.to_string() });
+            }
+        }
+        let pairs: Vec<(&Tensor, Tensor)> = parameters
+            .iter()
+            .filter(|p| wanted(&p.name))
+            .map(|p| Ok((&p.tensor, read(&parsed, &self.path, &p.name, Some(&p.tensor.size()))?)))
+            .collect::<Result<_, WeightsError>>()?;
+        tch::no_grad(|| pairs.iter().for_each(|(to, from)| to.shallow_clone().copy_(from)));
+        Ok(pairs.len())
+    }
+}
+
+fn read(parsed: &SafeTensors, path: &Path, name: &str, expected: Option<&[i64]>) -> Result<Tensor, WeightsError> {
+    let view = parsed
+        .tensor(name)
+        .map_err(|_| WeightsError::Missing { path: path.into(), name: name.into(), count: parsed.len() })?;
+    let found: Vec<i64> = view.shape().iter().map(|d| *d as i64).collect();
+    if let Some(expected) = expected.filter(|e| *e != found) {
+        return Err(WeightsError::Shape { path: path.into(), name: name.into(), found, expected: expected.to_vec() });
+    }
+    if view.dtype() != Dtype::F32 {
+        return Err(WeightsError::Type { path: path.into(), name: name.into(), found: format!("{:?}", view.dtype()) });
+    }
+    Ok(Tensor::from_data_size(view.data(), &found, Kind::Float))
+}
+
+/// A tensor's bytes in row-major order.
+struct Bytes {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data: Vec<u8>,
+}
+
+impl Bytes {
+    fn of(tensor: &Tensor) -> Self {
+        let tensor = tensor.detach().to_device(tch::Device::Cpu).contiguous();
+        let (dtype, size) = match tensor.kind() {
+            Kind::Int64 => (Dtype::I64, 8),
+            Kind::BFloat16 => (Dtype::BF16, 2),
+            _ => (Dtype::F32, 4),
+        };
+        let mut data = vec![0; tensor.numel() * size];
+        tensor.copy_data_u8(&mut data, tensor.numel());
+        Self { dtype, shape: tensor.size().iter().map(|d| *d as usize).collect(), data }
+    }
+}
+
+impl safetensors::View for Bytes {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> std::borrow::Cow<'_, [u8]> {
+        (&self.data).into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.data.len()
+    }
+}

@@ -1,0 +1,48 @@
+//! The only `unsafe` of the project: a small C++ shim on libtorch and its safe face, one pair of files a concern.
+//!
+//! | concern | what tch lacks |
+//! |---|---|
+//! | [`runtime`] | start-up: CUDA library, allocator, versions |
+//! | [`dropout`] | dropout as a function of (seed, purpose, step), with its autograd node |
+//! | [`optim`]   | libtorch's fused Adam and AdamW with state that can be saved, gradient norms |
+//! | [`mapped`]  | a read-only memory map |
+//!
+//! Every C++ exception comes back as [`NativeError`] with the first line of its text (the rest is libtorch's backtrace).
+#![allow(unsafe_code)]
+
+pub mod dropout;
+pub mod mapped;
+pub mod optim;
+pub mod runtime;
+
+use std::ffi::{c_char, c_void, CStr};
+use tch::Tensor;
+
+/// A failure inside libtorch or the shim.
+#[derive(Debug, thiserror::Error)]
+#[error("libtorch: {0}")]
+pub struct NativeError(String);
+
+extern "C" {
+    fn linformer_last_error() -> *const c_char;
+}
+
+fn last_error() -> NativeError {
+    // SAFETY: the shim returns a NUL-terminated string that lives until the next failure on this thread.
+    let text = unsafe { CStr::from_ptr(linformer_last_error()) }.to_string_lossy().into_owned();
+    NativeError(first_line(&text))
+}
+
+/// libtorch's messages carry a C++ backtrace from the second line on.
+pub fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().trim().to_string()
+}
+
+/// The pointer under which the shim knows a tensor.
+fn raw(tensor: &Tensor) -> *mut c_void {
+    tensor.as_ptr() as *mut c_void
+}
+
+fn raw_list(tensors: &[Tensor]) -> Vec<*mut c_void> {
+    tensors.iter().map(raw).collect()
+}

@@ -1,0 +1,41 @@
+// Facts about libtorch and the process: version, CPU kernels, memory allocator.
+#include "shim.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+#include <malloc.h>
+#include <torch/version.h>
+
+namespace linformer {
+std::string& last_error() {
+  static thread_local std::string text;
+  return text;
+}
+}  // namespace linformer
+
+extern "C" const char* linformer_last_error() { return linformer::last_error().c_str(); }
+
+extern "C" const char* linformer_torch_version() { return TORCH_VERSION; }
+
+extern "C" const char* linformer_cpu_capability() {
+  static const std::string capability = at::get_cpu_capability();
+  return capability.c_str();
+}
+
+// glibc gives large buffers back to the kernel when they are freed and maps (and clears) them anew at the next step.
+// Keeping them costs memory that the next step would take anyway.
+extern "C" void linformer_keep_freed_memory() {
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, 2147483647);
+}
+
+// How many threads at::parallel_for really uses from this library: 1 here although libtorch reports more means that
+// this file was compiled without OpenMP.
+extern "C" int linformer_parallel_chunks() {
+  LINFORMER_TRY
+  std::atomic<int> chunks{0};
+  at::parallel_for(0, 64, 1, [&](int64_t, int64_t) { chunks++; });
+  return chunks;
+  LINFORMER_CATCH(-1)
+}

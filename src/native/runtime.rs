@@ -1,0 +1,103 @@
+//! Start-up of libtorch and facts about it.
+
+use std::ffi::{c_char, c_int, CStr};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+
+extern "C" {
+    fn linformer_torch_version() -> *const c_char;
+    fn linformer_cpu_capability() -> *const c_char;
+    fn linformer_keep_freed_memory();
+    fn linformer_parallel_chunks() -> c_int;
+}
+
+fn text(pointer: *const c_char) -> String {
+    // SAFETY: the shim's version strings are static and NUL-terminated.
+    unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
+}
+
+/// The libtorch that the shim was compiled against, e.g. `2.11.0`.
+pub fn torch_version() -> String {
+    // SAFETY: no arguments, static result.
+    text(unsafe { linformer_torch_version() })
+}
+
+/// The vector instructions that libtorch's own kernels chose, e.g. `AVX512`.
+pub fn cpu_capability() -> String {
+    // SAFETY: no arguments, static result.
+    text(unsafe { linformer_cpu_capability() })
+}
+
+/// Whether `at::parallel_for` of the shim really uses several threads (it is compiled with OpenMP).
+pub fn shim_is_parallel() -> bool {
+    // SAFETY: no arguments.
+    tch::get_num_threads() == 1 || unsafe { linformer_parallel_chunks() } > 1
+}
+
+/// The folder from which libtorch was loaded, by the process's own map.
+pub fn libtorch_folder() -> Option<PathBuf> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let line = maps.lines().find(|l| l.ends_with("libtorch_cpu.so"))?;
+    let path = PathBuf::from(line.split_whitespace().last()?);
+    Some(path.parent()?.parent()?.to_path_buf())
+}
+
+/// Loads libtorch's CUDA part, which the linker drops because nothing refers to it. Without a GPU this fails within a
+/// millisecond and CPU work goes on; the reason is for `doctor`.
+pub fn load_cuda() -> Result<(), String> {
+    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+    // SAFETY: libtorch_cuda's initialisers register kernels with the libtorch that is already loaded.
+    match unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) } {
+        Ok(library) => {
+            std::mem::forget(library);
+            Ok(())
+        }
+        Err(error) => Err(super::first_line(&error_chain(&error))),
+    }
+}
+
+fn error_chain(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |source| source.to_string())
+}
+
+/// Whether libtorch_cpu brings c10d's Gloo process group (the engine of distributed training).
+pub fn has_gloo() -> bool {
+    use libloading::os::unix::Library;
+    // SAFETY: the symbol is only looked up, never called.
+    unsafe { Library::this().get::<*const ()>(b"_ZTIN4c10d16ProcessGroupGlooE\0").is_ok() }
+}
+
+/// Keeps freed memory in the process: glibc otherwise maps and clears large buffers anew at every step.
+pub fn keep_freed_memory() {
+    // SAFETY: sets two malloc parameters.
+    unsafe { linformer_keep_freed_memory() }
+}
+
+/// OpenMP's workers spin for milliseconds after every operation and so steal the CPU from each other when another process
+/// runs. libgomp reads its settings when it is loaded, so the process starts itself anew with a short spin, once.
+/// What the user has set is left alone.
+pub fn restart_with_short_spin() {
+    let set_by_user = ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"].iter().any(|name| std::env::var_os(name).is_some());
+    if set_by_user {
+        return;
+    }
+    if let Ok(program) = std::env::current_exe() {
+        // `exec` returns only if it failed; then the long spin costs speed, nothing else.
+        let _ = std::process::Command::new(program).args(std::env::args_os().skip(1)).env("GOMP_SPINCOUNT", "10000").exec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shim_uses_the_threads_of_libtorch() {
+        assert!(shim_is_parallel());
+    }
+
+    #[test]
+    fn version_is_the_pinned_one() {
+        assert!(torch_version().starts_with("2.11."), "{}", torch_version());
+    }
+}
