@@ -12,4 +12,4 @@ pub mod validate;
 
 pub use load::{ConfigError, Origins};
 pub use model::{Attention, AttentionKind, Backend, HiddenAct, KSpec, Model, Norm, Order, PositionInit, Projection, ProjectionInit, Sharing, WeightInit};
-pub use schema::{Config, Data, DocumentRule, OptimizerKind, OneOrMany, Precision, Run, ScheduleKind, TaskChoice, Train};
+pub use schema::{Config, Data, DocumentRule, OneOrMany, OptimizerKind, OwnTask, Precision, Run, ScheduleKind, TaskChoice, Train};

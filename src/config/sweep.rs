@@ -48,8 +48,9 @@ pub struct SweepRun {
     pub name: String,
     /// The name without the seed: runs of one group are averaged over seeds.
     pub group: String,
+    /// The keys that were set, for a process of its own.
+    pub raw: Map<String, Value>,
     pub config: Config,
-    pub origins: Origins,
 }
 
 impl Sweep {
@@ -95,8 +96,9 @@ fn expand(base: &Raw, file: &SweepFile, variant: &Variant, point: &Point, dir: &
     let group = run_name(&variant.name, point.iter().filter(|(key, _)| key != "train.seed"));
     raw.set("run.dir", Value::String(dir.join(&name).display().to_string()), origin);
     overrides.iter().try_for_each(|text| raw.apply(text))?;
-    let (config, origins) = raw.into_config()?;
-    Ok(SweepRun { name, group, config, origins })
+    let keys = raw.value.clone();
+    let (config, _) = raw.into_config()?;
+    Ok(SweepRun { name, group, raw: keys, config })
 }
 
 fn run_name<'a>(variant: &str, point: impl Iterator<Item = &'a (String, Value)>) -> String {

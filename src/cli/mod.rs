@@ -1,0 +1,276 @@
+//! What a person types. Every command is a thin call into [`crate::experiments`]; results go to stdout, the rest to stderr.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted with a checkpoint written.
+
+mod doctor;
+
+use crate::config::sweep::Sweep;
+use crate::config::{load, Config, Origins};
+use crate::data::derive::{derive, Amounts};
+use crate::data::prepare::prepare;
+use crate::data::tasks::TASKS;
+use crate::experiments::info::{describe, Speed};
+use crate::experiments::report::Report;
+use crate::experiments::sweep::align;
+use crate::experiments::{self, Finished, Start};
+use crate::train::interrupt::Interrupt;
+use crate::train::run::Resume;
+use anyhow::{bail, Context, Result};
+use clap::{Args, Parser, Subcommand};
+use serde_json::Value;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const INTERRUPTED: u8 = 130;
+
+#[derive(Parser)]
+#[command(name = "linformer", version, about = "Reproduce the Linformer paper: masked-LM pretraining, fine-tuning, and sweeps over the projected dimension k")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Pretrain a masked language model
+    Pretrain(RunArgs),
+    /// Fine-tune on a task
+    Finetune(RunArgs),
+    /// Run every config of a sweep file, skipping what is done
+    Sweep {
+        /// Sweep file (JSON)
+        file: PathBuf,
+        /// Keys to set in every run, such as train.max_steps=100
+        overrides: Vec<String>,
+    },
+    /// Tables, plots and report.html from finished runs
+    Report {
+        /// Folders with runs in them
+        #[arg(required = true)]
+        dirs: Vec<PathBuf>,
+        /// Where to write [default: the first folder]
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
+    /// Every number that follows from a config, before anything runs
+    Info {
+        /// Config (JSON)
+        config: PathBuf,
+        overrides: Vec<String>,
+        /// Share of the device's peak that training reaches
+        #[arg(long, default_value_t = 0.4)]
+        mfu: f64,
+        /// Peak of the device in TFLOP/s [default: measured here]
+        #[arg(long)]
+        peak_tflops: Option<f64>,
+    },
+    /// Corpora and tasks
+    #[command(subcommand)]
+    Data(DataCommand),
+    /// What this machine has, and a remedy for what it lacks
+    Doctor,
+}
+
+#[derive(Subcommand)]
+enum DataCommand {
+    /// Tokenize the corpus of a config
+    Prepare {
+        config: PathBuf,
+        overrides: Vec<String>,
+    },
+    /// List the tasks known by name
+    List,
+    /// Derive the two embedded tasks from a corpus
+    Derive {
+        /// Folder of documents
+        corpus: PathBuf,
+        /// Folder for the tasks
+        out: PathBuf,
+        #[arg(long, default_value_t = 6000)]
+        train_rows: usize,
+        #[arg(long, default_value_t = 1000)]
+        dev_rows: usize,
+        /// Words of a passage; each of a pair has half as many
+        #[arg(long, default_value_t = 48)]
+        words: usize,
+        /// Share of documents held out; the same as the pretraining's data.validation_fraction
+        #[arg(long, default_value_t = 0.05)]
+        validation_fraction: f64,
+    },
+}
+
+#[derive(Args)]
+struct RunArgs {
+    /// Config (JSON)
+    config: PathBuf,
+    /// Keys to set, such as model.attention.k=64
+    overrides: Vec<String>,
+    /// auto: go on with what is in the run's folder; never: refuse it; or a checkpoint's folder
+    #[arg(long, default_value = "never")]
+    resume: String,
+    /// Build everything and run two steps, leaving nothing behind
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not print the summary
+    #[arg(long)]
+    quiet: bool,
+}
+
+/// Parses, runs, and turns the result into an exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(Finished::Done(_)) => ExitCode::SUCCESS,
+        Ok(Finished::Interrupted) => {
+            eprintln!("linformer: interrupted; a checkpoint was written, go on with --resume auto");
+            ExitCode::from(INTERRUPTED)
+        }
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("linformer: {}", one_line(&error));
+            let wrong_usage = error.chain().any(|e| e.is::<load::ConfigError>());
+            ExitCode::from(if wrong_usage { 2 } else { 1 })
+        }
+    }
+}
+
+/// The whole chain on one line, without what a cause repeats of its context.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        if !parts.iter().any(|p| p.contains(&text)) {
+            parts.push(text);
+        }
+    }
+    parts.join(": ").replace('\n', " ")
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|e| e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe))
+}
+
+fn run(command: Command) -> Result<Finished> {
+    match command {
+        Command::Pretrain(args) => train(args, false),
+        Command::Finetune(args) => train(args, true),
+        Command::Sweep { file, overrides } => experiments::sweep::run(&Sweep::load(&file, &overrides)?, &Interrupt::install()?),
+        Command::Report { dirs, out } => report(&dirs, out),
+        Command::Info { config, overrides, mfu, peak_tflops } => info(&config, &overrides, mfu, peak_tflops),
+        Command::Data(command) => data(command),
+        Command::Doctor => doctor::run(),
+    }
+}
+
+fn train(args: RunArgs, finetune: bool) -> Result<Finished> {
+    let (mut config, origins) = load::load(&args.config, &args.overrides)?;
+    check_kind(&config, &origins, finetune)?;
+    let resume = match args.resume.as_str() {
+        "auto" => Resume::Auto,
+        "never" => Resume::Never,
+        path => Resume::From(path.into()),
+    };
+    let mut name = file_stem(&args.config);
+    if let Some(dir) = config.run.dir.as_deref().and_then(Path::file_name) {
+        name = dir.to_string_lossy().into_owned();
+    }
+    let scratch = args.dry_run.then(|| shorten(&mut config)).transpose()?;
+    let start = Start { name, resume: if args.dry_run { Resume::Never } else { resume }, interrupt: Interrupt::install()? };
+    let finished = experiments::run(config, &origins, start);
+    if let Some(scratch) = scratch {
+        let _ = std::fs::remove_dir_all(scratch);
+        if let Finished::Done(summary) = finished? {
+            out(&format!("dry run: two steps made, {:.0} tokens/s; nothing was kept\n", summary["tokens_per_second"].as_f64().unwrap_or(0.0)))?;
+            return Ok(Finished::Done(summary));
+        }
+        return Ok(Finished::Interrupted);
+    }
+    let finished = finished?;
+    if let (Finished::Done(summary), false) = (&finished, args.quiet) {
+        out(&(serde_json::to_string_pretty(summary)? + "\n"))?;
+    }
+    Ok(finished)
+}
+
+/// Two steps in a folder that is thrown away.
+fn shorten(config: &mut Config) -> Result<PathBuf> {
+    let scratch = std::env::temp_dir().join(format!("linformer-dry-run-{}", std::process::id()));
+    config.run.dir = Some(scratch.clone());
+    config.train.max_steps = 2;
+    config.train.max_epochs = None;
+    config.train.warmup_steps = config.train.warmup_steps.min(2);
+    config.train.log_every = 1;
+    config.data.max_validation_sequences = 8;
+    Ok(scratch)
+}
+
+fn check_kind(config: &Config, origins: &Origins, finetune: bool) -> Result<()> {
+    match (finetune, config.data.task.is_some()) {
+        (true, false) => Err(origins.error("data.task", "is not set: this is a pretraining config, use linformer pretrain").into()),
+        (false, true) => Err(origins.error("data.task", "is set: this is a fine-tuning config, use linformer finetune").into()),
+        _ => Ok(()),
+    }
+}
+
+fn file_stem(path: &Path) -> String {
+    path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_else(|| "run".into())
+}
+
+fn report(dirs: &[PathBuf], folder: Option<PathBuf>) -> Result<Finished> {
+    let folder = folder.or_else(|| dirs.first().cloned()).context("no folder given")?;
+    let text = Report::read(dirs)?.write(&folder)?;
+    out(&text)?;
+    eprintln!("written: {}", folder.join("report.html").display());
+    Ok(Finished::Done(Value::Null))
+}
+
+fn info(config: &Path, overrides: &[String], mfu: f64, peak_tflops: Option<f64>) -> Result<Finished> {
+    let (config, origins) = load::load(config, overrides)?;
+    let peak = match peak_tflops {
+        Some(peak) => peak,
+        None => {
+            let device = experiments::setup::device(&config, &origins)?;
+            let measured = experiments::setup::measure_peak(device, crate::train::trainer::kind_of(config.train.precision));
+            (measured / 1e10).round() / 100.0
+        }
+    };
+    if !(mfu > 0.0 && peak > 0.0) {
+        bail!("--mfu and --peak-tflops: expected numbers above 0");
+    }
+    out(&describe(&config, Speed { mfu, peak_tflops: peak }))?;
+    Ok(Finished::Done(Value::Null))
+}
+
+fn data(command: DataCommand) -> Result<Finished> {
+    match command {
+        DataCommand::Prepare { config, overrides } => {
+            let (config, origins) = load::load(&config, &overrides)?;
+            check_kind(&config, &origins, false)?;
+            let prepared = prepare(&config.data, None)?;
+            let meta = &prepared.meta;
+            let row = |name: &str, c: &crate::data::prepare::SplitCounts| vec![name.to_string(), c.documents.to_string(), c.tokens.to_string(), c.bytes.to_string()];
+            let header = ["split", "documents", "tokens", "bytes"].map(str::to_string).to_vec();
+            out(&align(vec![header, row("train", &meta.train), row("validation", &meta.validation)]))?;
+            out(&format!("vocabulary {}; {}\n", meta.vocab_size, prepared.folder.display()))?;
+        }
+        DataCommand::List => {
+            let row = |t: &crate::data::tasks::TaskRow| vec![t.name.to_string(), t.labels.len().to_string(), if t.text_pair.is_some() { "pair" } else { "single" }.into(), t.metric.name().into(), format!("  {}", t.about)];
+            let header = ["task", "classes", "texts", "metric", "  about"].map(str::to_string).to_vec();
+            out(&align(std::iter::once(header).chain(TASKS.iter().map(row)).collect()))?;
+        }
+        DataCommand::Derive { corpus, out: folder, train_rows, dev_rows, words, validation_fraction } => {
+            let amounts = Amounts { train_rows, dev_rows, words };
+            for line in derive(&[corpus], validation_fraction, amounts, &folder)? {
+                out(&(line + "\n"))?;
+            }
+        }
+    }
+    Ok(Finished::Done(Value::Null))
+}
+
+/// To stdout; a reader that went away is an error of its own kind, not a panic.
+fn out(text: &str) -> Result<()> {
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(std::io::stdout().flush()?)
+}

@@ -1,0 +1,108 @@
+//! Batches: plain integers, and the tensors made from them.
+
+use super::masking::Target;
+use super::tasks::Example;
+use std::ops::Range;
+use tch::{Device, Tensor};
+
+/// Masked sequences of one length, without padding.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MlmBatch {
+    length: usize,
+    /// B x n.
+    pub ids: Vec<i64>,
+    /// Index in B x n of each token to predict, ascending.
+    pub positions: Vec<i64>,
+    /// The tokens that stood there.
+    pub targets: Vec<i64>,
+}
+
+/// The tensors of some sequences of an [`MlmBatch`].
+pub struct MlmTensors {
+    /// [B, n].
+    pub ids: Tensor,
+    /// [M], index in B x n.
+    pub positions: Tensor,
+    /// [M].
+    pub targets: Tensor,
+}
+
+impl MlmBatch {
+    pub fn new(length: usize) -> Self {
+        Self { length, ids: Vec::new(), positions: Vec::new(), targets: Vec::new() }
+    }
+
+    pub fn push(&mut self, ids: &[u32], targets: &[Target]) {
+        let base = self.ids.len();
+        self.ids.extend(ids.iter().map(|id| i64::from(*id)));
+        self.positions.extend(targets.iter().map(|t| (base + t.position) as i64));
+        self.targets.extend(targets.iter().map(|t| i64::from(t.token)));
+    }
+
+    pub fn sequences(&self) -> usize {
+        self.ids.len() / self.length
+    }
+
+    /// Tensors of a range of sequences.
+    pub fn tensors(&self, sequences: Range<usize>, device: Device) -> MlmTensors {
+        let (start, end) = (sequences.start * self.length, sequences.end * self.length);
+        let from = self.positions.partition_point(|p| (*p as usize) < start);
+        let to = self.positions.partition_point(|p| (*p as usize) < end);
+        let positions: Vec<i64> = self.positions[from..to].iter().map(|p| p - start as i64).collect();
+        MlmTensors {
+            ids: Tensor::from_slice(&self.ids[start..end]).view([sequences.len() as i64, self.length as i64]).to_device(device),
+            positions: Tensor::from_slice(&positions).to_device(device),
+            targets: Tensor::from_slice(&self.targets[from..to]).to_device(device),
+        }
+    }
+}
+
+/// Labelled sequences of one task, padded on the right to one length.
+#[derive(Clone, Debug)]
+pub struct TaskBatch {
+    pub examples: Vec<Example>,
+    pad: u32,
+    /// Of the longest sequence: the cut into micro-batches does not change it.
+    length: usize,
+}
+
+/// The tensors of some rows of a [`TaskBatch`].
+pub struct TaskTensors {
+    /// [B, L].
+    pub ids: Tensor,
+    /// [B, L], 1 at real tokens.
+    pub attention_mask: Tensor,
+    /// [B]: int64 classes, or fp32 numbers of a regression.
+    pub labels: Tensor,
+}
+
+impl TaskBatch {
+    pub fn new(examples: Vec<Example>, pad: u32) -> Self {
+        let length = examples.iter().map(|e| e.ids.len()).max().unwrap_or(0);
+        Self { examples, pad, length }
+    }
+
+    /// Real tokens.
+    pub fn tokens(&self) -> usize {
+        self.examples.iter().map(|e| e.ids.len()).sum()
+    }
+
+    /// Tensors of a range of rows.
+    pub fn tensors(&self, rows: Range<usize>, regression: bool, device: Device) -> TaskTensors {
+        let shape = [rows.len() as i64, self.length as i64];
+        let rows = &self.examples[rows];
+        let padded = |e: &Example| (0..self.length).map(|i| i64::from(e.ids.get(i).copied().unwrap_or(self.pad))).collect::<Vec<_>>();
+        let ids: Vec<i64> = rows.iter().flat_map(padded).collect();
+        let mask: Vec<i64> = rows.iter().flat_map(|e| (0..self.length).map(|i| i64::from(i < e.ids.len()))).collect();
+        let labels = if regression {
+            Tensor::from_slice(&rows.iter().map(|e| e.label as f32).collect::<Vec<_>>())
+        } else {
+            Tensor::from_slice(&rows.iter().map(|e| e.label as i64).collect::<Vec<_>>())
+        };
+        TaskTensors {
+            ids: Tensor::from_slice(&ids).view(shape).to_device(device),
+            attention_mask: Tensor::from_slice(&mask).view(shape).to_device(device),
+            labels: labels.to_device(device),
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Text to batches: plain integers all the way; only [`batch`] makes tensors.
+//!
+//! [`corpus`] reads documents, [`tokenizer`] turns text into ids, [`shards`] is the token file, [`prepare`] makes token
+//! files from a corpus once, [`masking`] and [`pretraining`] draw masked sequences from them in the [`order`] of an epoch; [`tasks`] is the table of
+//! fine-tuning tasks, [`derive`] makes two of them from a corpus.
+
+pub mod batch;
+pub mod corpus;
+pub mod derive;
+pub mod masking;
+pub mod order;
+pub mod prepare;
+pub mod pretraining;
+pub mod shards;
+pub mod tasks;
+pub mod tokenizer;
+
+use std::path::PathBuf;
+
+/// Why data was refused; always one line that says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("{path}: not UTF-8 at byte {offset}; convert the file (for example with iconv -t UTF-8)")]
+    InvalidUtf8 { path: PathBuf, offset: usize },
+    #[error("{path}: a NUL byte at byte {offset}; is this a text file?")]
+    NulByte { path: PathBuf, offset: usize },
+    #[error("{paths}: no .txt file with text in it")]
+    NoText { paths: String },
+    #[error("{what}: {found} sequences of {length} tokens, expected at least {expected}; {remedy}")]
+    TooSmall { what: String, found: usize, length: i64, expected: usize, remedy: &'static str },
+    #[error("{path}: {message}")]
+    Tokenizer { path: String, message: String },
+    #[error("{path}: {message}; delete it and it will be made again")]
+    Shard { path: PathBuf, message: String },
+    #[error("{path}: line {line}: {message}")]
+    Row { path: PathBuf, line: usize, message: String },
+    #[error("{0}")]
+    Task(String),
+}
+
+impl DataError {
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}
+
+/// A text file, checked: UTF-8 without NUL; a byte-order mark at its start is dropped.
+pub(crate) fn read_text(path: &std::path::Path) -> Result<String, DataError> {
+    let bytes = std::fs::read(path).map_err(DataError::io(path))?;
+    if let Some(offset) = bytes.iter().position(|b| *b == 0) {
+        return Err(DataError::NulByte { path: path.into(), offset });
+    }
+    let text = String::from_utf8(bytes).map_err(|e| DataError::InvalidUtf8 { path: path.into(), offset: e.utf8_error().valid_up_to() })?;
+    Ok(text.strip_prefix('\u{feff}').map(str::to_string).unwrap_or(text))
+}

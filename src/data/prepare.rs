@@ -1,0 +1,171 @@
+//! Corpus to token files, once: a folder named after everything it was made from, written aside and renamed.
+
+use super::corpus::{documents, files, is_held_out, no_text, Document};
+use super::shards::{TokenFile, TokenWriter};
+use super::tokenizer::Tokenizer;
+use super::DataError;
+use crate::config::Data;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+/// Raised when the same input would be prepared differently.
+const FORMAT: u32 = 1;
+/// Documents encoded side by side; memory is that of one such batch.
+const BATCH: usize = 64;
+
+/// What a prepared folder says of itself (`meta.json`).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Meta {
+    pub format: u32,
+    pub tokenizer_sha256: String,
+    pub train_sha256: String,
+    pub vocab_size: usize,
+    pub train: SplitCounts,
+    pub validation: SplitCounts,
+    /// How often each id stands in the training part: the unigram model that a trained one is held against.
+    pub train_token_counts: Vec<u64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct SplitCounts {
+    pub documents: u64,
+    pub tokens: u64,
+    pub bytes: u64,
+}
+
+/// A prepared corpus, opened.
+pub struct Prepared {
+    pub folder: PathBuf,
+    pub meta: Meta,
+    pub tokenizer: Tokenizer,
+    pub train: TokenFile,
+    pub validation: TokenFile,
+}
+
+/// Prepares the corpus of `data`, or opens what was prepared from the same files with the same settings.
+/// `tokenizer` is a checkpoint's, to be used instead of the config's.
+pub fn prepare(data: &Data, tokenizer: Option<&Path>) -> Result<Prepared, DataError> {
+    let paths = data.corpus.as_ref().map(|c| c.paths()).unwrap_or_default();
+    let files = files(&paths)?;
+    let folder = data.cache_dir.join(format!("corpus-{}", &fingerprint(data, tokenizer, &files)?[..16]));
+    if !folder.join("meta.json").exists() {
+        write(data, tokenizer, &files, &folder, &paths)?;
+    }
+    open(&folder)
+}
+
+/// Opens a prepared folder.
+pub fn open(folder: &Path) -> Result<Prepared, DataError> {
+    let path = folder.join("meta.json");
+    let text = std::fs::read_to_string(&path).map_err(DataError::io(&path))?;
+    let meta: Meta = serde_json::from_str(&text).map_err(|e| DataError::Shard { path: folder.into(), message: format!("meta.json: {e}") })?;
+    let tokenizer = Tokenizer::load(&folder.join("tokenizer.json"))?;
+    let open = |name: &str| TokenFile::open(&folder.join(name), tokenizer.vocab_size());
+    let (train, validation) = (open("train.bin")?, open("validation.bin")?);
+    Ok(Prepared { folder: folder.into(), meta, tokenizer, train, validation })
+}
+
+/// Changes with any setting, the tokenizer, or a file's name, size or time of change.
+fn fingerprint(data: &Data, tokenizer: Option<&Path>, files: &[(String, PathBuf)]) -> Result<String, DataError> {
+    let mut hash = Sha256::new();
+    hash.update(format!("{FORMAT} {} {} {} {}\n", data.document, data.tokenizer, data.vocab_size, data.validation_fraction));
+    let own = Path::new(&data.tokenizer);
+    if let Some(path) = tokenizer.or_else(|| is_path(&data.tokenizer).then_some(own)) {
+        hash.update(std::fs::read(path).map_err(DataError::io(path))?);
+    }
+    for (id, path) in files {
+        let meta = std::fs::metadata(path).map_err(DataError::io(path))?;
+        let changed = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map_or(0, |t| t.as_nanos());
+        let full = path.canonicalize().unwrap_or_else(|_| path.clone());
+        hash.update(format!("{id}\0{}\0{}\0{changed}\n", full.display(), meta.len()));
+    }
+    Ok(hex(&hash.finalize()))
+}
+
+fn is_path(tokenizer: &str) -> bool {
+    !matches!(tokenizer, "byte_bpe" | "bytes")
+}
+
+fn write(data: &Data, tokenizer: Option<&Path>, files: &[(String, PathBuf)], folder: &Path, paths: &[PathBuf]) -> Result<(), DataError> {
+    std::fs::create_dir_all(&data.cache_dir).map_err(DataError::io(&data.cache_dir))?;
+    let aside = folder.with_extension(format!("tmp-{}", std::process::id()));
+    let result = write_into(data, tokenizer, files, &aside, paths);
+    if result.is_ok() && std::fs::rename(&aside, folder).is_ok() {
+        return Ok(());
+    }
+    let _ = std::fs::remove_dir_all(&aside);
+    result?;
+    // Another process was faster: its folder holds the same.
+    if folder.join("meta.json").exists() { Ok(()) } else { Err(DataError::Shard { path: folder.into(), message: "is in the way".into() }) }
+}
+
+fn write_into(data: &Data, tokenizer: Option<&Path>, files: &[(String, PathBuf)], aside: &Path, paths: &[PathBuf]) -> Result<(), DataError> {
+    let _ = std::fs::remove_dir_all(aside);
+    std::fs::create_dir_all(aside).map_err(DataError::io(aside))?;
+    let tokenizer = make_tokenizer(data, tokenizer, files)?;
+    let json = tokenizer.to_json()?;
+    let save = |name: &str, text: &str| std::fs::write(aside.join(name), text).map_err(DataError::io(aside.join(name)));
+    save("tokenizer.json", &json)?;
+    let vocab_size = tokenizer.vocab_size();
+    let mut writers = [TokenWriter::create(&aside.join("train.bin"), vocab_size)?, TokenWriter::create(&aside.join("validation.bin"), vocab_size)?];
+    let mut bytes = [0u64; 2];
+    let mut counts = vec![0u64; vocab_size];
+    let mut all = documents(files, data.document).peekable();
+    if all.peek().is_none() {
+        return Err(no_text(paths));
+    }
+    while all.peek().is_some() {
+        let batch: Vec<Document> = all.by_ref().take(BATCH).collect::<Result<_, _>>()?;
+        let splits: Vec<usize> = batch.iter().map(|d| usize::from(is_held_out(&d.id, data.validation_fraction))).collect();
+        splits.iter().zip(&batch).for_each(|(split, d)| bytes[*split] += d.text.len() as u64);
+        let encoded = tokenizer.encode_all(batch.into_iter().map(|d| d.text).collect())?;
+        for (ids, split) in encoded.iter().zip(&splits) {
+            writers[*split].document(ids, tokenizer.special.separator)?;
+            if *split == 0 {
+                ids.iter().for_each(|id| counts[*id as usize] += 1);
+            }
+        }
+    }
+    let [train, validation] = writers;
+    let ((train_tokens, train_documents), (tokens, documents)) = (train.finish()?, validation.finish()?);
+    let meta = Meta {
+        format: FORMAT,
+        tokenizer_sha256: hex(&Sha256::digest(json.as_bytes())),
+        train_sha256: file_sha256(&aside.join("train.bin"))?,
+        vocab_size,
+        train: SplitCounts { documents: train_documents, tokens: train_tokens, bytes: bytes[0] },
+        validation: SplitCounts { documents, tokens, bytes: bytes[1] },
+        train_token_counts: counts,
+    };
+    save("meta.json", &serde_json::to_string_pretty(&meta).unwrap_or_default())
+}
+
+/// Trained on the training part alone.
+fn make_tokenizer(data: &Data, given: Option<&Path>, files: &[(String, PathBuf)]) -> Result<Tokenizer, DataError> {
+    if let Some(path) = given {
+        return Tokenizer::load(path);
+    }
+    match data.tokenizer.as_str() {
+        "bytes" => Tokenizer::bytes(),
+        "byte_bpe" => {
+            let training = documents(files, data.document).filter(|d| !matches!(d, Ok(d) if is_held_out(&d.id, data.validation_fraction)));
+            let texts: Vec<String> = training.map(|d| Ok(d?.text)).collect::<Result<_, DataError>>()?;
+            Tokenizer::train_byte_bpe(&texts, data.vocab_size)
+        }
+        path => Tokenizer::load(Path::new(path)),
+    }
+}
+
+fn file_sha256(path: &Path) -> Result<String, DataError> {
+    let mut hash = Sha256::new();
+    let mut file = std::fs::File::open(path).map_err(DataError::io(path))?;
+    std::io::copy(&mut file, &mut hash).map_err(DataError::io(path))?;
+    Ok(hex(&hash.finalize()))
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

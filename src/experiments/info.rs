@@ -1,0 +1,73 @@
+//! Every number that follows from a config, before anything runs.
+
+use super::sweep::align;
+use crate::config::{Config, Model};
+use crate::log::progress::{duration, thousands};
+use crate::model::size::{distinct_projections, forward_flops_per_token, parameters_by_part};
+
+/// What a given device would need: share of its peak reached, and the peak.
+#[derive(Clone, Copy, Debug)]
+pub struct Speed {
+    pub mfu: f64,
+    pub peak_tflops: f64,
+}
+
+/// The numbers as text.
+pub fn describe(config: &Config, speed: Speed) -> String {
+    let model = resolved(config);
+    let train = &config.train;
+    let n = config.data.sequence_length;
+    let parts = parameters_by_part(&model);
+    let total: i64 = parts.iter().map(|(_, count)| count).sum();
+    let predicted = if config.data.task.is_some() { 0.0 } else { config.data.mask_probability };
+    let flops = 3.0 * forward_flops_per_token(&model, n, predicted);
+    let tokens_per_step = train.batch_size as f64 * n as f64;
+    let tokens = tokens_per_step * train.max_steps as f64;
+    let seconds = tokens * flops / (speed.mfu * speed.peak_tflops * 1e12);
+    let mut rows = vec![vec!["quantity".to_string(), "value".into()]];
+    let mut add = |name: &str, value: String| rows.push(vec![name.into(), value]);
+    for (part, count) in &parts {
+        add(&format!("parameters: {part}"), thousands(*count as f64));
+    }
+    add("parameters: all", thousands(total as f64));
+    add("distinct projection matrices", distinct_projections(&model).to_string());
+    add("sequence length n", n.to_string());
+    add("k", if distinct_projections(&model) > 0 || is_pool(&model) { model.attention.k.summary() } else { "-".into() });
+    add("training FLOPs per token", thousands(flops));
+    add("sequences per step", train.batch_size.to_string());
+    add("micro-batches per step", train.batch_size.div_ceil(train.micro_batch()).to_string());
+    add("tokens per step", thousands(tokens_per_step));
+    add("steps", thousands(train.max_steps as f64));
+    add("tokens in all", thousands(tokens));
+    add("tokens per parameter", format!("{:.1}", tokens / total as f64));
+    add("weights, gradients and Adam state", mebibytes(total as f64 * 16.0));
+    add("activations of a micro-batch, about", mebibytes(activation_bytes(config, &model)));
+    add(&format!("time at MFU {} of {} TFLOP/s", speed.mfu, speed.peak_tflops), duration(seconds));
+    align(rows)
+}
+
+/// The model with a vocabulary and positions filled in as far as the config alone knows them.
+fn resolved(config: &Config) -> Model {
+    let mut model = config.model.clone();
+    model.vocab_size.get_or_insert(if config.data.tokenizer == "bytes" { 261 } else { config.data.vocab_size as i64 });
+    model.max_position_embeddings.get_or_insert(config.data.sequence_length + model.pad_token_id + 1);
+    model
+}
+
+fn is_pool(model: &Model) -> bool {
+    use crate::config::{AttentionKind, Projection};
+    model.attention.kind == AttentionKind::Linformer && matches!(model.attention.projection, Projection::MeanPool | Projection::MaxPool)
+}
+
+/// What the backward pass needs: about 10 tensors of width d and 2 of the feed-forward width a layer, and the logits.
+fn activation_bytes(config: &Config, model: &Model) -> f64 {
+    let tokens = config.train.micro_batch() as f64 * config.data.sequence_length as f64;
+    let width = 10.0 * model.hidden_size as f64 + 2.0 * model.intermediate_size as f64;
+    let logits = if config.data.task.is_some() { 0.0 } else { config.data.mask_probability * model.vocabulary() as f64 * 3.0 };
+    let bytes = if config.train.precision == crate::config::Precision::Bf16 { 2.0 } else { 4.0 };
+    tokens * (bytes * width * model.num_hidden_layers as f64 + 4.0 * logits)
+}
+
+fn mebibytes(bytes: f64) -> String {
+    format!("{} MiB", thousands(bytes / 1048576.0))
+}

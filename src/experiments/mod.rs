@@ -1,0 +1,40 @@
+//! One file per thing that the paper did: [`pretrain`] (Figure 3), [`finetune`] (Table 2), [`sweep`] (both, over a grid),
+//! [`report`] (their tables and curves); [`info`] says what a config comes to before it runs, [`setup`] is what all share.
+
+pub mod finetune;
+pub mod info;
+pub mod paper;
+pub mod pretrain;
+pub mod report;
+pub mod setup;
+pub mod sweep;
+
+use crate::config::{Config, Origins};
+use crate::train::interrupt::Interrupt;
+use crate::train::run::Resume;
+use anyhow::Result;
+use serde_json::Value;
+
+/// How a run is started.
+pub struct Start {
+    pub name: String,
+    pub resume: Resume,
+    pub interrupt: Interrupt,
+}
+
+/// How it ended.
+pub enum Finished {
+    /// With the run's summary.
+    Done(Value),
+    /// Stopped by a signal after a checkpoint.
+    Interrupted,
+}
+
+/// Pretrains or fine-tunes, as the config says.
+pub fn run(config: Config, origins: &Origins, start: Start) -> Result<Finished> {
+    if config.data.task.is_some() {
+        finetune::run(config, origins, start)
+    } else {
+        pretrain::run(config, origins, start)
+    }
+}

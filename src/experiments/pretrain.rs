@@ -1,0 +1,187 @@
+//! Masked-LM pretraining (paper, section 5.1, Figure 3).
+
+use super::setup::{self, Origin};
+use super::{Finished, Start};
+use crate::config::{Config, Origins};
+use crate::data::batch::MlmBatch;
+use crate::data::prepare::prepare;
+use crate::data::pretraining::MlmData;
+use crate::eval::perplexity;
+use crate::log::Record;
+use crate::model::size::forward_flops_per_token;
+use crate::model::weights::Select;
+use crate::model::{Encoder, Input, MaskedLmHead, Parameters, Pass};
+use crate::native::NativeError;
+use crate::train::loss::cross_entropy_sum;
+use crate::train::trainer::{kind_of, BatchSize, Evaluation, Session};
+use crate::train::{train, LossSum, Outcome, Task};
+use anyhow::Result;
+use serde_json::{json, Value};
+use std::ops::Range;
+use tch::{Device, Kind};
+
+/// Sequences per evaluation pass.
+const EVALUATION_BATCH: usize = 64;
+/// A model within this many nats of the unigram loss has learned nothing from context.
+const PLATEAU_MARGIN: f64 = 0.1;
+
+/// Masked-LM on a prepared corpus.
+pub struct MaskedLm {
+    data: MlmData,
+    encoder: Encoder,
+    head: MaskedLmHead,
+    kind: Kind,
+    device: Device,
+    batch_size: usize,
+    label_smoothing: f64,
+    unigram_loss: f64,
+}
+
+impl MaskedLm {
+    /// Builds the model into `parameters`.
+    pub fn new(data: MlmData, config: &Config, parameters: &mut Parameters) -> Self {
+        let encoder = Encoder::new(parameters, &config.model);
+        let head = MaskedLmHead::new(parameters, &config.model, encoder.word_embeddings());
+        Self {
+            unigram_loss: data.unigram_loss(),
+            data,
+            encoder,
+            head,
+            kind: kind_of(config.train.precision),
+            device: parameters.device(),
+            batch_size: config.train.batch_size,
+            label_smoothing: config.train.label_smoothing,
+        }
+    }
+
+    /// Sum of the loss, and how many predictions were right if `count` asks for it.
+    fn forward(&self, batch: &MlmBatch, sequences: Range<usize>, pass: &Pass, smoothing: f64, count: bool) -> Result<(tch::Tensor, i64), NativeError> {
+        let tensors = batch.tensors(sequences, self.device);
+        let hidden = self.encoder.forward(&Input { ids: tensors.ids, attention_mask: None }, pass)?;
+        let logits = self.head.forward(&hidden, &tensors.positions);
+        let right = if count { logits.argmax(-1, false).eq_tensor(&tensors.targets).sum(Kind::Int64).int64_value(&[]) } else { 0 };
+        Ok((cross_entropy_sum(&logits, &tensors.targets, smoothing), right))
+    }
+}
+
+impl Task for MaskedLm {
+    type Batch = MlmBatch;
+
+    fn batch(&self, step: u64) -> MlmBatch {
+        self.data.train_batch((step - 1) * self.batch_size as u64, self.batch_size)
+    }
+
+    fn size(&self, batch: &MlmBatch) -> BatchSize {
+        BatchSize { sequences: batch.sequences(), tokens: batch.ids.len(), targets: batch.targets.len() }
+    }
+
+    fn loss(&self, batch: &MlmBatch, sequences: Range<usize>, pass: &Pass) -> Result<LossSum, NativeError> {
+        Ok(LossSum(self.forward(batch, sequences, pass, self.label_smoothing, false)?.0))
+    }
+
+    /// Every validation sequence once, with fixed masks.
+    fn evaluate(&self) -> Result<Evaluation, NativeError> {
+        let _guard = tch::no_grad_guard();
+        let pass = Pass::evaluation(self.kind);
+        let (mut sum, mut right, mut targets) = (0.0, 0, 0);
+        for first in (0..self.data.validation_sequences()).step_by(EVALUATION_BATCH) {
+            let batch = self.data.validation_batch(first, EVALUATION_BATCH);
+            let (loss, correct) = self.forward(&batch, 0..batch.sequences(), &pass, 0.0, true)?;
+            sum += loss.double_value(&[]);
+            right += correct;
+            targets += batch.targets.len();
+        }
+        let loss = sum / targets.max(1) as f64;
+        let accuracy = right as f64 / targets.max(1) as f64;
+        let bits = loss / std::f64::consts::LN_2 / self.data.validation_bytes_per_token();
+        let values = vec![("loss", loss), ("perplexity", perplexity(loss)), ("masked_accuracy", accuracy), ("bits_per_byte", bits)];
+        Ok(Evaluation {
+            record: Record { step: 0, split: "valid", values },
+            score: Some(-loss),
+            text: format!("validation perplexity {:.2}, masked accuracy {accuracy:.3} (unigram {:.1})", perplexity(loss), perplexity(self.unigram_loss)),
+        })
+    }
+
+    fn keeps_best(&self) -> bool {
+        false
+    }
+}
+
+/// Pretrains one model.
+pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finished> {
+    let dir = setup::run_dir(&config, &start.name);
+    if let Some(summary) = setup::is_done(&dir, &start.resume, config.train.max_steps) {
+        return Ok(Finished::Done(summary));
+    }
+    let device = setup::device(&config, origins)?;
+    let origin = Origin::find(&config)?;
+    if let Some(origin) = &origin {
+        config.model = origin.merge_model(&config.model, origins)?;
+    }
+    let prepared = prepare(&config.data, origin.as_ref().map(|o| o.tokenizer.as_path()))?;
+    setup::resolve_model(&mut config, origins, &prepared.tokenizer)?;
+    let tokenizer = crate::data::tokenizer::Tokenizer::load(&prepared.folder.join("tokenizer.json"))?;
+    let data = MlmData::new(prepared, &config)?;
+    let mut parameters = Parameters::new(config.train.seed, device);
+    let task = MaskedLm::new(data, &config, &mut parameters);
+    if let Some(origin) = origin.as_ref().filter(|_| config.run.init_weights) {
+        origin.load(&parameters, Select::All)?;
+    }
+    let mut ready = setup::prepare_run(&config, &start, &parameters, &tokenizer, config.train.max_steps)?;
+    let flops = forward_flops_per_token(&config.model, config.data.sequence_length, config.data.mask_probability);
+    let session = Session {
+        config: &config.train,
+        total_steps: config.train.max_steps,
+        parameters: &parameters,
+        optimizer: ready.optimizer,
+        state: ready.state,
+        checkpoints: &ready.folder.checkpoints(),
+        log: &mut ready.log,
+        interrupt: &start.interrupt,
+        flops_per_token: 3.0 * flops,
+        peak_flops: ready.peak_flops,
+    };
+    let outcome = train(&task, session)?;
+    ready.log.progress.finish();
+    if outcome.interrupted {
+        return Ok(Finished::Interrupted);
+    }
+    let summary = summary(&start.name, &config, &task, &parameters, outcome)?;
+    warn_on_plateau(&summary, &ready.log);
+    ready.folder.write("summary.json", &summary)?;
+    Ok(Finished::Done(summary))
+}
+
+fn summary(name: &str, config: &Config, task: &MaskedLm, parameters: &Parameters, outcome: Outcome) -> Result<Value> {
+    let evaluation = match outcome.last {
+        Some(evaluation) => evaluation,
+        None => task.evaluate()?,
+    };
+    let meta = &task.data.prepared().meta;
+    Ok(json!({
+        "kind": "pretrain",
+        "name": name,
+        "model": setup::model_summary(&config.model, parameters),
+        "seed": config.train.seed,
+        "steps": outcome.state.step,
+        "total_steps": config.train.max_steps,
+        "tokens": outcome.state.tokens,
+        "epochs": outcome.state.tokens as f64 / meta.train.tokens as f64,
+        "seconds": outcome.state.seconds,
+        "tokens_per_second": setup::tokens_per_second(&outcome.state),
+        "precision": config.train.precision,
+        "loss": evaluation.record.get("loss"),
+        "perplexity": evaluation.record.get("perplexity"),
+        "masked_accuracy": evaluation.record.get("masked_accuracy"),
+        "bits_per_byte": evaluation.record.get("bits_per_byte"),
+        "unigram_perplexity": perplexity(task.unigram_loss),
+        "data_sha256": meta.train_sha256,
+    }))
+}
+
+fn warn_on_plateau(summary: &Value, log: &crate::log::Log) {
+    let (loss, unigram) = (summary["loss"].as_f64().unwrap_or(0.0), summary["unigram_perplexity"].as_f64().unwrap_or(1.0).ln());
+    if loss > unigram - PLATEAU_MARGIN {
+        log.progress.warn("the model has not left the unigram plateau: it uses no context yet; train longer, or see \"Short runs\" in the README");
+    }
+}

@@ -1,0 +1,156 @@
+//! A sweep: its runs one after the other, each in a process of its own, and one table at the end.
+//!
+//! A run that is done is skipped, one that was broken off goes on, and one that fails does not stop the others.
+
+use super::Finished;
+use crate::config::sweep::{Sweep, SweepRun};
+use crate::eval::mean_and_deviation;
+use crate::log::progress::thousands;
+use crate::train::interrupt::Interrupt;
+use crate::train::run::read_summary;
+use anyhow::{bail, Context, Result};
+use serde_json::{json, Value};
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitStatus};
+
+/// Runs a sweep and prints its table.
+pub fn run(sweep: &Sweep, interrupt: &Interrupt) -> Result<Finished> {
+    let configs = sweep.dir.join("configs");
+    fs::create_dir_all(&configs).with_context(|| configs.display().to_string())?;
+    let mut failed = Vec::new();
+    for (i, run) in sweep.runs.iter().enumerate() {
+        eprintln!("[{}/{}] {}", i + 1, sweep.runs.len(), run.name);
+        let status = start(run, &configs)?;
+        if interrupt.is_set() || status.code() == Some(130) {
+            return Ok(Finished::Interrupted);
+        }
+        if !status.success() {
+            eprintln!("[{}/{}] {} failed ({status}); the sweep goes on", i + 1, sweep.runs.len(), run.name);
+            failed.push(run.name.as_str());
+        }
+    }
+    let table = Table::of(sweep);
+    table.write(&sweep.dir)?;
+    print!("{}", table.text());
+    if !failed.is_empty() {
+        bail!("{} of {} runs failed: {}", failed.len(), sweep.runs.len(), failed.join(", "));
+    }
+    Ok(Finished::Done(Value::Null))
+}
+
+/// In a process of its own, so that nothing one run does (not even the end of memory) touches the others.
+fn start(run: &SweepRun, configs: &Path) -> Result<ExitStatus> {
+    let path = configs.join(format!("{}.json", run.name));
+    let text = serde_json::to_string_pretty(&run.raw)?;
+    fs::write(&path, text).with_context(|| path.display().to_string())?;
+    let command = if run.config.data.task.is_some() { "finetune" } else { "pretrain" };
+    let program = std::env::current_exe()?;
+    Ok(Command::new(program).arg(command).arg(&path).args(["--resume", "auto", "--quiet"]).status()?)
+}
+
+/// One row a group of runs that differ in their seed alone.
+pub struct Table {
+    header: Vec<&'static str>,
+    rows: Vec<Row>,
+}
+
+struct Row {
+    group: String,
+    runs: usize,
+    parameters: Option<f64>,
+    /// Mean and deviation per measure.
+    measures: Vec<Option<(f64, Option<f64>)>>,
+}
+
+const PRETRAIN: [(&str, &str); 4] = [("perplexity", "perplexity"), ("loss", "loss"), ("masked accuracy", "masked_accuracy"), ("tokens/s", "tokens_per_second")];
+const FINETUNE: [(&str, &str); 3] = [("score", "value"), ("majority", "majority"), ("tokens/s", "tokens_per_second")];
+
+impl Table {
+    /// From the summaries of a sweep's runs.
+    pub fn of(sweep: &Sweep) -> Self {
+        let finetunes = sweep.runs.iter().any(|r| r.config.data.task.is_some());
+        let measures: &[(&'static str, &str)] = if finetunes { &FINETUNE } else { &PRETRAIN };
+        let mut groups: Vec<(&str, Vec<Value>)> = Vec::new();
+        for run in &sweep.runs {
+            let summary = run.config.run.dir.as_deref().and_then(read_summary);
+            match groups.iter_mut().find(|(group, _)| *group == run.group) {
+                Some((_, summaries)) => summaries.extend(summary),
+                None => groups.push((&run.group, summary.into_iter().collect())),
+            }
+        }
+        let row = |(group, summaries): (&str, Vec<Value>)| {
+            let values = |key: &str| summaries.iter().filter_map(|s| s[key].as_f64()).collect::<Vec<f64>>();
+            Row {
+                group: group.into(),
+                runs: summaries.len(),
+                parameters: summaries.first().and_then(|s| s["model"]["parameters"].as_f64()),
+                measures: measures.iter().map(|(_, key)| mean_and_deviation(&values(key))).collect(),
+            }
+        };
+        Self { header: measures.iter().map(|(name, _)| *name).collect(), rows: groups.into_iter().map(row).collect() }
+    }
+
+    /// Writes `table.txt`, `table.csv` and `table.json`.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        let save = |name: &str, text: String| fs::write(dir.join(name), text).with_context(|| dir.join(name).display().to_string());
+        save("table.txt", self.text())?;
+        save("table.json", serde_json::to_string_pretty(&self.json())? + "\n")?;
+        let mut csv = csv::Writer::from_path(dir.join("table.csv"))?;
+        let measures = self.header.iter().flat_map(|h| [h.to_string(), format!("{h} sd")]);
+        csv.write_record(["group".to_string(), "runs".into(), "parameters".into()].into_iter().chain(measures))?;
+        for row in &self.rows {
+            let number = |v: Option<f64>| v.map(|v| v.to_string()).unwrap_or_default();
+            let measures = row.measures.iter().flat_map(|m| [number(m.map(|m| m.0)), number(m.and_then(|m| m.1))]);
+            csv.write_record([row.group.clone(), row.runs.to_string(), number(row.parameters)].into_iter().chain(measures))?;
+        }
+        Ok(csv.flush()?)
+    }
+
+    fn json(&self) -> Value {
+        let row = |row: &Row| {
+            let mut object = json!({"group": row.group, "runs": row.runs, "parameters": row.parameters});
+            for (name, measure) in self.header.iter().zip(&row.measures) {
+                object[*name] = json!({"mean": measure.map(|m| m.0), "sd": measure.and_then(|m| m.1)});
+            }
+            object
+        };
+        Value::Array(self.rows.iter().map(row).collect())
+    }
+
+    /// For people.
+    pub fn text(&self) -> String {
+        let header = ["group", "runs", "parameters"].iter().chain(&self.header).map(|h| h.to_string()).collect();
+        let row = |row: &Row| {
+            let measures = row.measures.iter().map(|m| measure_text(*m));
+            let parameters = row.parameters.map(thousands).unwrap_or_else(|| "-".into());
+            [row.group.clone(), row.runs.to_string(), parameters].into_iter().chain(measures).collect()
+        };
+        align(std::iter::once(header).chain(self.rows.iter().map(row)).collect())
+    }
+}
+
+fn measure_text(measure: Option<(f64, Option<f64>)>) -> String {
+    let number = |v: f64| if v.abs() >= 1000.0 { thousands(v) } else if v.abs() >= 100.0 { format!("{v:.1}") } else { format!("{v:.3}") };
+    match measure {
+        None => "-".into(),
+        Some((mean, None)) => number(mean),
+        Some((mean, Some(deviation))) => format!("{} ± {}", number(mean), number(deviation)),
+    }
+}
+
+/// Columns side by side: the first to the left, numbers to the right, a rule under the header.
+pub fn align(rows: Vec<Vec<String>>) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().enumerate().map(|(c, cell)| {
+            let fill = " ".repeat(widths[c] - cell.chars().count());
+            if c == 0 { format!("{cell}{fill}") } else { format!("{fill}{cell}") }
+        });
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_string() + "\n"
+    };
+    let rule = widths.iter().map(|w| "─".repeat(*w)).collect::<Vec<_>>().join("──") + "\n";
+    rows.iter().enumerate().map(|(i, row)| if i == 0 { line(row) + &rule } else { line(row) }).collect()
+}
