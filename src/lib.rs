@@ -1,3 +1,20 @@
+//! Reproduce the experiments of "Linformer: Self-Attention with Linear Complexity" (Wang et al., 2020, arXiv 2006.04768).
+//!
+//! Data flows one way: text -> tokens -> batch -> model -> loss -> step -> log -> report. The floors, each using only
+//! those below it and its own:
+//!
+//! | floor | modules | what is there |
+//! |---|---|---|
+//! | 5 | [`cli`] and `main.rs` | what a person types: one thin call a command |
+//! | 4 | [`experiments`] | one file per thing the paper did: pretrain, finetune, sweep, report |
+//! | 3 | [`train`] | the loop, optimizer, schedule, losses, checkpoints, the run's folder |
+//! | 2 | [`model`], [`data`], [`log`] | the encoder; text to batches; metrics, TensorBoard, progress, plots |
+//! | 1 | [`config`], [`eval`], [`native`], [`random`] | the JSON that a run is; metrics; the C++ shim on libtorch; stateless randomness |
+//!
+//! Where to add what: an attention variant in [`model::projection`] or [`model::attention`], a task as one row in
+//! [`data::tasks::TASKS`], an experiment as one JSON file under `experiments/`.
+//!
+//! Nothing here draws from a global random state: every number is a function of (seed, purpose, index), see [`random`].
 
 pub mod cli;
 pub mod config;

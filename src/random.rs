@@ -137,7 +137,12 @@ mod tests {
     #[test]
     fn normal_numbers_have_mean_zero_and_variance_one() {
         let mut draws = Stream::new(1, Purpose::Initialisation, 0).draws();
-        let values: Vec<f64> = (0..100_000).flat_map(|_| { let (a, b) = draws.normal_pair(); [a, b] }).collect();
+        let values: Vec<f64> = (0..100_000)
+            .flat_map(|_| {
+                let (a, b) = draws.normal_pair();
+                [a, b]
+            })
+            .collect();
         let n = values.len() as f64;
         let mean = values.iter().sum::<f64>() / n;
         let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;

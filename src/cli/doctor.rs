@@ -43,14 +43,19 @@ fn bf16() -> Finding {
     match (has("amx_bf16"), has("avx512_bf16")) {
         (true, _) => Finding { what: "bf16", found: "AMX: several times the speed of fp32 in large products".into(), remedy: None },
         (_, true) => Finding { what: "bf16", found: "AVX-512 instructions".into(), remedy: None },
-        _ => Finding { what: "bf16", found: "no instructions for it: it works, but slower than fp32".into(), remedy: Some("use train.precision=fp32") },
+        _ => Finding {
+            what: "bf16",
+            found: "no instructions for it: it works, but slower than fp32".into(),
+            remedy: Some("use train.precision=fp32"),
+        },
     }
 }
 
 fn threads() -> Finding {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let found = format!("{} for libtorch, {cores} cores", tch::get_num_threads());
-    let remedy = (!runtime::shim_is_parallel()).then_some("the C++ shim was built without OpenMP: install libgomp's headers (package of your C++ compiler) and rebuild");
+    let remedy = (!runtime::shim_is_parallel())
+        .then_some("the C++ shim was built without OpenMP: install libgomp's headers (package of your C++ compiler) and rebuild");
     Finding { what: "threads", found, remedy }
 }
 
@@ -59,14 +64,17 @@ fn cuda() -> Finding {
     let count = tch::Cuda::device_count();
     let gpu_here = Path::new("/proc/driver/nvidia").exists();
     match (count, loaded) {
-        (0, Err(reason)) if gpu_here => Finding { what: "CUDA", found: format!("a GPU is here, but {reason}"), remedy: Some("make setup CUDA=1") },
+        (0, Err(reason)) if gpu_here => {
+            Finding { what: "CUDA", found: format!("a GPU is here, but {reason}"), remedy: Some("make setup CUDA=1") }
+        }
         (0, _) => Finding { what: "CUDA", found: "no device (training runs on the CPU)".into(), remedy: None },
         (count, _) => Finding { what: "CUDA", found: format!("{count} devices"), remedy: None },
     }
 }
 
 fn distributed() -> Finding {
-    let found = if runtime::has_gloo() { "c10d with Gloo is in this libtorch (no command uses it yet)" } else { "this libtorch has no c10d" };
+    let found =
+        if runtime::has_gloo() { "c10d with Gloo is in this libtorch (no command uses it yet)" } else { "this libtorch has no c10d" };
     Finding { what: "distributed", found: found.into(), remedy: None }
 }
 
@@ -80,7 +88,13 @@ fn writable(folder: &'static str) -> Finding {
     let result = std::fs::write(&probe, b"probe");
     let _ = std::fs::remove_file(&probe);
     match result {
-        Ok(()) => Finding { what, found: format!("{} is writable", path.canonicalize().unwrap_or_else(|_| path.into()).display()), remedy: None },
-        Err(error) => Finding { what, found: format!("cannot be written: {error}"), remedy: Some("choose a folder of your own with run.dir and data.cache_dir") },
+        Ok(()) => {
+            Finding { what, found: format!("{} is writable", path.canonicalize().unwrap_or_else(|_| path.into()).display()), remedy: None }
+        }
+        Err(error) => Finding {
+            what,
+            found: format!("cannot be written: {error}"),
+            remedy: Some("choose a folder of your own with run.dir and data.cache_dir"),
+        },
     }
 }

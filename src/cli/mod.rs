@@ -25,7 +25,11 @@ use std::process::ExitCode;
 const INTERRUPTED: u8 = 130;
 
 #[derive(Parser)]
-#[command(name = "linformer", version, about = "Reproduce the Linformer paper: masked-LM pretraining, fine-tuning, and sweeps over the projected dimension k")]
+#[command(
+    name = "linformer",
+    version,
+    about = "Reproduce the Linformer paper: masked-LM pretraining, fine-tuning, and sweeps over the projected dimension k"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -75,10 +79,7 @@ enum Command {
 #[derive(Subcommand)]
 enum DataCommand {
     /// Tokenize the corpus of a config
-    Prepare {
-        config: PathBuf,
-        overrides: Vec<String>,
-    },
+    Prepare { config: PathBuf, overrides: Vec<String> },
     /// List the tasks known by name
     List,
     /// Derive the two embedded tasks from a corpus
@@ -181,7 +182,10 @@ fn train(args: RunArgs, finetune: bool) -> Result<Finished> {
     if let Some(scratch) = scratch {
         let _ = std::fs::remove_dir_all(scratch);
         if let Finished::Done(summary) = finished? {
-            out(&format!("dry run: two steps made, {:.0} tokens/s; nothing was kept\n", summary["tokens_per_second"].as_f64().unwrap_or(0.0)))?;
+            out(&format!(
+                "dry run: two steps made, {:.0} tokens/s; nothing was kept\n",
+                summary["tokens_per_second"].as_f64().unwrap_or(0.0)
+            ))?;
             return Ok(Finished::Done(summary));
         }
         return Ok(Finished::Interrupted);
@@ -249,13 +253,23 @@ fn data(command: DataCommand) -> Result<Finished> {
             check_kind(&config, &origins, false)?;
             let prepared = prepare(&config.data, None)?;
             let meta = &prepared.meta;
-            let row = |name: &str, c: &crate::data::prepare::SplitCounts| vec![name.to_string(), c.documents.to_string(), c.tokens.to_string(), c.bytes.to_string()];
+            let row = |name: &str, c: &crate::data::prepare::SplitCounts| {
+                vec![name.to_string(), c.documents.to_string(), c.tokens.to_string(), c.bytes.to_string()]
+            };
             let header = ["split", "documents", "tokens", "bytes"].map(str::to_string).to_vec();
             out(&align(vec![header, row("train", &meta.train), row("validation", &meta.validation)]))?;
             out(&format!("vocabulary {}; {}\n", meta.vocab_size, prepared.folder.display()))?;
         }
         DataCommand::List => {
-            let row = |t: &crate::data::tasks::TaskRow| vec![t.name.to_string(), t.labels.len().to_string(), if t.text_pair.is_some() { "pair" } else { "single" }.into(), t.metric.name().into(), format!("  {}", t.about)];
+            let row = |t: &crate::data::tasks::TaskRow| {
+                vec![
+                    t.name.to_string(),
+                    t.labels.len().to_string(),
+                    if t.text_pair.is_some() { "pair" } else { "single" }.into(),
+                    t.metric.name().into(),
+                    format!("  {}", t.about),
+                ]
+            };
             let header = ["task", "classes", "texts", "metric", "  about"].map(str::to_string).to_vec();
             out(&align(std::iter::once(header).chain(TASKS.iter().map(row)).collect()))?;
         }

@@ -77,7 +77,11 @@ impl Raw {
                 self.read_chain(&folder.join(base), seen)?;
             }
             Some(other) => {
-                return Err(ConfigError::Key { origin: path.display().to_string(), key: "extends".into(), message: format!("found {other}, expected a file name") })
+                return Err(ConfigError::Key {
+                    origin: path.display().to_string(),
+                    key: "extends".into(),
+                    message: format!("found {other}, expected a file name"),
+                })
             }
         }
         self.merge(object, &path.display().to_string());
@@ -137,7 +141,12 @@ pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>, ConfigError
     let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.into(), source })?;
     match serde_json::from_str(&text) {
         Ok(Value::Object(object)) => Ok(object),
-        Ok(other) => Err(ConfigError::Syntax { path: path.into(), line: 1, column: 1, message: format!("found {other}, expected an object {{...}}") }),
+        Ok(other) => Err(ConfigError::Syntax {
+            path: path.into(),
+            line: 1,
+            column: 1,
+            message: format!("found {other}, expected an object {{...}}"),
+        }),
         Err(error) => Err(ConfigError::Syntax {
             path: path.into(),
             line: error.line(),
@@ -213,5 +222,9 @@ fn all_keys(object: &Map<String, Value>, prefix: &str) -> Vec<String> {
 }
 
 fn dotted(prefix: &str, name: &str) -> String {
-    if prefix.is_empty() { name.into() } else { format!("{prefix}.{name}") }
+    if prefix.is_empty() {
+        name.into()
+    } else {
+        format!("{prefix}.{name}")
+    }
 }

@@ -11,5 +11,7 @@ pub mod sweep;
 pub mod validate;
 
 pub use load::{ConfigError, Origins};
-pub use model::{Attention, AttentionKind, Backend, HiddenAct, KSpec, Model, Norm, Order, PositionInit, Projection, ProjectionInit, Sharing, WeightInit};
+pub use model::{
+    Attention, AttentionKind, Backend, HiddenAct, KSpec, Model, Norm, Order, PositionInit, Projection, ProjectionInit, Sharing, WeightInit,
+};
 pub use schema::{Config, Data, DocumentRule, OneOrMany, OptimizerKind, OwnTask, Precision, Run, ScheduleKind, TaskChoice, Train};

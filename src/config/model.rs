@@ -33,6 +33,8 @@ pub struct Model {
     pub position_init: PositionInit,
     /// Standard deviation (normal) or amplitude (sinusoidal) of the position embeddings; null: `initializer_range`.
     pub position_init_range: Option<f64>,
+    /// Longest wavelength of a sinusoidal start, over 2 pi, in positions. Short sequences want less than the usual 10,000.
+    pub position_init_base: f64,
     pub attention: Attention,
 }
 
@@ -58,6 +60,7 @@ impl Default for Model {
             embedding_init_range: None,
             position_init: PositionInit::Normal,
             position_init_range: None,
+            position_init_base: 10_000.0,
             attention: Attention::default(),
         }
     }
@@ -185,7 +188,9 @@ impl<'de> Deserialize<'de> for KSpec {
             _ => serde_json::from_value(value.clone()).map(KSpec::PerLayer),
         };
         parsed.map_err(|_| {
-            D::Error::custom(format!("found {value}, expected a whole number, a list with one per layer, or a list of lists with one per layer and head"))
+            D::Error::custom(format!(
+                "found {value}, expected a whole number, a list with one per layer, or a list of lists with one per layer and head"
+            ))
         })
     }
 }

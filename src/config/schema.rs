@@ -84,6 +84,10 @@ pub struct Data {
     pub cache_dir: PathBuf,
     /// n: tokens in a sequence, special tokens included.
     pub sequence_length: i64,
+    /// The first `short_steps` steps use sequences of this length (the first columns of E), as many as make the same
+    /// number of tokens a step: what takes a short run off the unigram plateau.
+    pub short_sequence_length: Option<i64>,
+    pub short_steps: u64,
     /// Share of documents held out, chosen by a hash of the document's name.
     pub validation_fraction: f64,
     /// Validation sequences used by an evaluation; 0: all.
@@ -112,6 +116,8 @@ impl Default for Data {
             vocab_size: 8192,
             cache_dir: "runs/cache".into(),
             sequence_length: 512,
+            short_sequence_length: None,
+            short_steps: 0,
             validation_fraction: 0.05,
             max_validation_sequences: 0,
             mask_probability: 0.15,

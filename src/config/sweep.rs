@@ -84,7 +84,15 @@ impl Sweep {
 
 type Point = Vec<(String, Value)>;
 
-fn expand(base: &Raw, file: &SweepFile, variant: &Variant, point: &Point, dir: &Path, overrides: &[String], origin: &str) -> Result<SweepRun, ConfigError> {
+fn expand(
+    base: &Raw,
+    file: &SweepFile,
+    variant: &Variant,
+    point: &Point,
+    dir: &Path,
+    overrides: &[String],
+    origin: &str,
+) -> Result<SweepRun, ConfigError> {
     let mut raw = base.clone();
     for (key, value) in file.set.iter().chain(&variant.set) {
         raw.set(key, value.clone(), origin);
@@ -106,12 +114,18 @@ fn run_name<'a>(variant: &str, point: impl Iterator<Item = &'a (String, Value)>)
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };
-    let safe = |text: String| text.chars().map(|c| if c.is_ascii_alphanumeric() || "._=-".contains(c) { c } else { '-' }).collect::<String>();
-    let mut parts: Vec<String> = point.map(|(key, value)| safe(format!("{}={}", key.rsplit('.').next().unwrap_or(key), plain(value)))).collect();
+    let safe =
+        |text: String| text.chars().map(|c| if c.is_ascii_alphanumeric() || "._=-".contains(c) { c } else { '-' }).collect::<String>();
+    let mut parts: Vec<String> =
+        point.map(|(key, value)| safe(format!("{}={}", key.rsplit('.').next().unwrap_or(key), plain(value)))).collect();
     if !variant.is_empty() {
         parts.insert(0, safe(variant.into()));
     }
-    if parts.is_empty() { "run".into() } else { parts.join("_") }
+    if parts.is_empty() {
+        "run".into()
+    } else {
+        parts.join("_")
+    }
 }
 
 /// Every combination; the first key varies slowest.

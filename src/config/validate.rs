@@ -13,9 +13,9 @@ impl Config {
         self.model.validate(origins, self.data.sequence_length)?;
         self.validate_data(origins)?;
         self.validate_train(origins)?;
-        parse_device(&self.run.device).map(|_| ()).ok_or_else(|| {
-            origins.error("run.device", format!("found \"{}\", expected cpu, cuda or cuda:N", self.run.device))
-        })
+        parse_device(&self.run.device)
+            .map(|_| ())
+            .ok_or_else(|| origins.error("run.device", format!("found \"{}\", expected cpu, cuda or cuda:N", self.run.device)))
     }
 
     fn validate_data(&self, origins: &Origins) -> Checked {
@@ -25,6 +25,16 @@ impl Config {
             return Err(origins.error("data", format!("data.corpus (pretraining) and data.task (fine-tuning): {what}")));
         }
         at_least(origins, "data.sequence_length", data.sequence_length, 4)?;
+        match data.short_sequence_length {
+            Some(short) if short < 4 || short > data.sequence_length => {
+                return Err(origins.error(
+                    "data.short_sequence_length",
+                    format!("found {short}, expected 4 to data.sequence_length = {}", data.sequence_length),
+                ))
+            }
+            None if data.short_steps > 0 => return Err(origins.error("data.short_steps", "needs data.short_sequence_length")),
+            _ => {}
+        }
         for (key, share) in [
             ("data.mask_probability", data.mask_probability),
             ("data.evaluation_mask_probability", data.evaluation_mask_probability),
@@ -36,13 +46,18 @@ impl Config {
         }
         let shares = data.mask_token_share + data.random_token_share;
         if data.mask_token_share < 0.0 || data.random_token_share < 0.0 || shares > 1.0 {
-            return Err(origins.error("data.mask_token_share", format!("mask_token_share + random_token_share is {shares}, expected both at least 0 and at most 1 together")));
+            return Err(origins.error(
+                "data.mask_token_share",
+                format!("mask_token_share + random_token_share is {shares}, expected both at least 0 and at most 1 together"),
+            ));
         }
         match &data.task {
             Some(TaskChoice::Own(task)) if task.metric.parse::<Metric>().is_err() => {
                 Err(origins.error("data.task.metric", format!("found \"{}\", expected one of {}", task.metric, Metric::names())))
             }
-            Some(TaskChoice::Own(task)) if task.labels.len() == 1 => Err(origins.error("data.task.labels", "found 1 label, expected at least 2, or none for a regression")),
+            Some(TaskChoice::Own(task)) if task.labels.len() == 1 => {
+                Err(origins.error("data.task.labels", "found 1 label, expected at least 2, or none for a regression"))
+            }
             _ => Ok(()),
         }
     }
@@ -58,7 +73,10 @@ impl Config {
         if train.max_epochs.is_none() {
             at_least(origins, "train.max_steps", train.max_steps as i64, 1)?;
             if train.warmup_steps > train.max_steps {
-                return Err(origins.error("train.warmup_steps", format!("found {}, expected at most train.max_steps = {}", train.warmup_steps, train.max_steps)));
+                return Err(origins.error(
+                    "train.warmup_steps",
+                    format!("found {}, expected at most train.max_steps = {}", train.warmup_steps, train.max_steps),
+                ));
             }
         } else if self.data.task.is_none() {
             return Err(origins.error("train.max_epochs", "is for fine-tuning; give a pretraining run train.max_steps"));
@@ -109,6 +127,9 @@ impl Model {
                 format!("found {}, expected a divisor of model.hidden_size = {}", self.num_attention_heads, self.hidden_size),
             ));
         }
+        if !(self.position_init_base > 1.0) {
+            return Err(origins.error("model.position_init_base", format!("found {}, expected a number above 1", self.position_init_base)));
+        }
         for (key, p) in [
             ("model.hidden_dropout_prob", self.hidden_dropout_prob),
             ("model.attention_probs_dropout_prob", self.attention_probs_dropout_prob),
@@ -125,7 +146,10 @@ impl Model {
         if sequence_length > n {
             return Err(origins.error(
                 "data.sequence_length",
-                format!("found {sequence_length}, expected at most n = {n} (model.max_position_embeddings = {} less pad_token_id + 1)", n + self.pad_token_id + 1),
+                format!(
+                    "found {sequence_length}, expected at most n = {n} (model.max_position_embeddings = {} less pad_token_id + 1)",
+                    n + self.pad_token_id + 1
+                ),
             ));
         }
         match self.attention.kind {
@@ -148,7 +172,9 @@ impl Model {
             }
             KSpec::PerLayer(_) => {}
             KSpec::PerHead(_) if attention.sharing != Sharing::None => {
-                return Err(origins.error(key, format!("found one k per head, expected model.attention.sharing none, found {}", attention.sharing)))
+                return Err(
+                    origins.error(key, format!("found one k per head, expected model.attention.sharing none, found {}", attention.sharing))
+                )
             }
             KSpec::PerHead(list) => {
                 if list.len() != layers || list.iter().any(|row| row.len() != heads) {
@@ -162,7 +188,10 @@ impl Model {
             }
         }
         if attention.sharing == Sharing::None && attention.order == Order::CompressFirst {
-            return Err(origins.error("model.attention.order", "found compress_first, expected auto or project_first: with sharing none every head compresses its own keys"));
+            return Err(origins.error(
+                "model.attention.order",
+                "found compress_first, expected auto or project_first: with sharing none every head compresses its own keys",
+            ));
         }
         if attention.projection == Projection::MaxPool && attention.sharing != Sharing::None && attention.order == Order::ProjectFirst {
             return Err(origins.error("model.attention.order", "found project_first, expected auto or compress_first: a maximum does not commute with the key matrix, and with shared projections it is taken on the layer's input"));

@@ -23,9 +23,15 @@ pub struct MlmTensors {
     pub ids: Tensor,
     /// [M], index in B x n.
     pub positions: Tensor,
-    /// [M].
+    /// [M]; the last few may be [`IGNORED`].
     pub targets: Tensor,
 }
+
+/// A target that the loss leaves out.
+pub const IGNORED: i64 = -100;
+/// The number of targets is filled up to a multiple of this: libtorch compiles its bf16 products anew for every shape, and
+/// the number of masked tokens is another at each step.
+const TARGETS_MULTIPLE: usize = 128;
 
 impl MlmBatch {
     pub fn new(length: usize) -> Self {
@@ -48,11 +54,15 @@ impl MlmBatch {
         let (start, end) = (sequences.start * self.length, sequences.end * self.length);
         let from = self.positions.partition_point(|p| (*p as usize) < start);
         let to = self.positions.partition_point(|p| (*p as usize) < end);
-        let positions: Vec<i64> = self.positions[from..to].iter().map(|p| p - start as i64).collect();
+        let mut positions: Vec<i64> = self.positions[from..to].iter().map(|p| p - start as i64).collect();
+        let mut targets = self.targets[from..to].to_vec();
+        let filled = positions.len().next_multiple_of(TARGETS_MULTIPLE);
+        positions.resize(filled, 0);
+        targets.resize(filled, IGNORED);
         MlmTensors {
             ids: Tensor::from_slice(&self.ids[start..end]).view([sequences.len() as i64, self.length as i64]).to_device(device),
             positions: Tensor::from_slice(&positions).to_device(device),
-            targets: Tensor::from_slice(&self.targets[from..to]).to_device(device),
+            targets: Tensor::from_slice(&targets).to_device(device),
         }
     }
 }

@@ -33,8 +33,12 @@ pub fn derive(corpus: &[PathBuf], validation_fraction: f64, amounts: Amounts, ou
     let mut written = Vec::new();
     for (split, rows) in [("train", amounts.train_rows), ("dev", amounts.dev_rows)] {
         let part: Vec<&Document> = all.iter().filter(|d| is_held_out(&d.id, validation_fraction) == (split == "dev")).collect();
-        for (task, text) in [("period", period_rows(&part, rows, amounts.words)), ("same_source", pair_rows(&part, rows, amounts.words / 2))] {
-            let text = text.ok_or_else(|| DataError::Task(format!("{}: too little text for the {split} rows of {task}", super::corpus::no_text(corpus))))?;
+        for (task, text) in
+            [("period", period_rows(&part, rows, amounts.words)), ("same_source", pair_rows(&part, rows, amounts.words / 2))]
+        {
+            let text = text.ok_or_else(|| {
+                DataError::Task(format!("{}: too little text for the {split} rows of {task}", super::corpus::no_text(corpus)))
+            })?;
             let path = out.join(task).join(format!("{split}.tsv"));
             let folder = out.join(task);
             std::fs::create_dir_all(&folder).map_err(DataError::io(&folder))?;

@@ -92,7 +92,9 @@ mod tests {
             assert!(untouched <= targets.len());
             assert_eq!(ids[0], 0, "the first token was masked");
         }
-        let near = |found: f64, of: f64, p: f64| assert!((found / of - p).abs() < 5.0 * (p * (1.0 - p) / of).sqrt(), "{found} of {of}, expected {p}");
+        let near = |found: f64, of: f64, p: f64| {
+            assert!((found / of - p).abs() < 5.0 * (p * (1.0 - p) / of).sqrt(), "{found} of {of}, expected {p}")
+        };
         near(chosen, ordinary, 0.15);
         near(masked, chosen, 0.8);
         // A random token is the old one once in 256 times.

@@ -60,7 +60,8 @@ pub fn prepare(data: &Data, tokenizer: Option<&Path>) -> Result<Prepared, DataEr
 pub fn open(folder: &Path) -> Result<Prepared, DataError> {
     let path = folder.join("meta.json");
     let text = std::fs::read_to_string(&path).map_err(DataError::io(&path))?;
-    let meta: Meta = serde_json::from_str(&text).map_err(|e| DataError::Shard { path: folder.into(), message: format!("meta.json: {e}") })?;
+    let meta: Meta =
+        serde_json::from_str(&text).map_err(|e| DataError::Shard { path: folder.into(), message: format!("meta.json: {e}") })?;
     let tokenizer = Tokenizer::load(&folder.join("tokenizer.json"))?;
     let open = |name: &str| TokenFile::open(&folder.join(name), tokenizer.vocab_size());
     let (train, validation) = (open("train.bin")?, open("validation.bin")?);
@@ -98,10 +99,20 @@ fn write(data: &Data, tokenizer: Option<&Path>, files: &[(String, PathBuf)], fol
     let _ = std::fs::remove_dir_all(&aside);
     result?;
     // Another process was faster: its folder holds the same.
-    if folder.join("meta.json").exists() { Ok(()) } else { Err(DataError::Shard { path: folder.into(), message: "is in the way".into() }) }
+    if folder.join("meta.json").exists() {
+        Ok(())
+    } else {
+        Err(DataError::Shard { path: folder.into(), message: "is in the way".into() })
+    }
 }
 
-fn write_into(data: &Data, tokenizer: Option<&Path>, files: &[(String, PathBuf)], aside: &Path, paths: &[PathBuf]) -> Result<(), DataError> {
+fn write_into(
+    data: &Data,
+    tokenizer: Option<&Path>,
+    files: &[(String, PathBuf)],
+    aside: &Path,
+    paths: &[PathBuf],
+) -> Result<(), DataError> {
     let _ = std::fs::remove_dir_all(aside);
     std::fs::create_dir_all(aside).map_err(DataError::io(aside))?;
     let tokenizer = make_tokenizer(data, tokenizer, files)?;
@@ -109,7 +120,8 @@ fn write_into(data: &Data, tokenizer: Option<&Path>, files: &[(String, PathBuf)]
     let save = |name: &str, text: &str| std::fs::write(aside.join(name), text).map_err(DataError::io(aside.join(name)));
     save("tokenizer.json", &json)?;
     let vocab_size = tokenizer.vocab_size();
-    let mut writers = [TokenWriter::create(&aside.join("train.bin"), vocab_size)?, TokenWriter::create(&aside.join("validation.bin"), vocab_size)?];
+    let mut writers =
+        [TokenWriter::create(&aside.join("train.bin"), vocab_size)?, TokenWriter::create(&aside.join("validation.bin"), vocab_size)?];
     let mut bytes = [0u64; 2];
     let mut counts = vec![0u64; vocab_size];
     let mut all = documents(files, data.document).peekable();

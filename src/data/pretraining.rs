@@ -1,4 +1,4 @@
-//! Masked sequences from a prepared corpus: sample i of a run is a function of (seed, i).
+//! Masked sequences from a prepared corpus: what a step sees is a function of (seed, step).
 
 use super::batch::MlmBatch;
 use super::masking::Masking;
@@ -7,7 +7,7 @@ use super::prepare::Prepared;
 use super::shards::TokenFile;
 use super::DataError;
 use crate::config::Config;
-use crate::random::{Purpose, Stream};
+use crate::random::{combine, Purpose, Stream};
 
 /// Fixed, so that every evaluation of every run on one corpus sees the same masks.
 const EVALUATION_SEED: u64 = 0;
@@ -17,38 +17,74 @@ const EVALUATION_SEED: u64 = 0;
 pub struct MlmData {
     prepared: Prepared,
     seed: u64,
-    length: usize,
     masking: Masking,
     evaluation_masking: Masking,
-    train_sequences: usize,
-    validation_sequences: usize,
+    /// Sequences of the first steps, if those are shorter, and how many steps that is.
+    short: Option<(Blocks, u64)>,
+    train: Blocks,
+    validation: Blocks,
+}
+
+/// A token file cut into sequences, and how many of them make a step.
+struct Blocks {
+    length: usize,
+    count: usize,
+    per_step: usize,
     order: EpochOrder,
+}
+
+impl Blocks {
+    fn new(file: &TokenFile, length: usize, per_step: usize, seed: u64) -> Self {
+        let count = file.len() / (length - 1);
+        Self { length, count, per_step, order: EpochOrder::new(seed, count) }
+    }
+
+    fn sequence(&self, file: &TokenFile, first: u32, block: usize) -> Vec<u32> {
+        let body = self.length - 1;
+        std::iter::once(first).chain(file.ids(block * body, body)).collect()
+    }
 }
 
 impl MlmData {
     pub fn new(prepared: Prepared, config: &Config) -> Result<Self, DataError> {
         let data = &config.data;
-        let length = data.sequence_length as usize;
-        let blocks = |file: &TokenFile| file.len() / (length - 1);
-        let (train, validation) = (blocks(&prepared.train), blocks(&prepared.validation));
-        if train < config.train.batch_size {
+        let (length, batch, seed) = (data.sequence_length as usize, config.train.batch_size, config.train.seed);
+        let train = Blocks::new(&prepared.train, length, batch, seed);
+        let mut validation = Blocks::new(&prepared.validation, length, batch, seed);
+        if train.count < batch {
             let what = "the corpus is smaller than one batch".to_string();
-            return Err(DataError::TooSmall { what, found: train, length: data.sequence_length, expected: config.train.batch_size, remedy: "add text, or lower train.batch_size or data.sequence_length" });
+            return Err(DataError::TooSmall {
+                what,
+                found: train.count,
+                length: data.sequence_length,
+                expected: batch,
+                remedy: "add text, or lower train.batch_size or data.sequence_length",
+            });
         }
-        if validation == 0 {
+        if validation.count == 0 {
             let what = format!("the validation part ({} documents)", prepared.validation.documents);
-            return Err(DataError::TooSmall { what, found: 0, length: data.sequence_length, expected: 1, remedy: "raise data.validation_fraction, add documents, or part them differently (data.document)" });
+            return Err(DataError::TooSmall {
+                what,
+                found: 0,
+                length: data.sequence_length,
+                expected: 1,
+                remedy: "raise data.validation_fraction, add documents, or part them differently (data.document)",
+            });
         }
-        let masking = |p: f64| Masking::new(&prepared.tokenizer, p, data.mask_token_share, data.random_token_share);
-        let limit = if data.max_validation_sequences == 0 { usize::MAX } else { data.max_validation_sequences };
+        if data.max_validation_sequences > 0 {
+            validation.count = validation.count.min(data.max_validation_sequences);
+        }
+        let short = data.short_sequence_length.filter(|_| data.short_steps > 0).map(|short| {
+            let short = short as usize;
+            (Blocks::new(&prepared.train, short, (batch * length).div_ceil(short), seed), data.short_steps)
+        });
         Ok(Self {
-            seed: config.train.seed,
-            length,
-            masking: masking(data.mask_probability),
+            seed,
+            masking: Masking::new(&prepared.tokenizer, data.mask_probability, data.mask_token_share, data.random_token_share),
             evaluation_masking: Masking::new(&prepared.tokenizer, data.evaluation_mask_probability, 0.8, 0.1),
-            train_sequences: train,
-            validation_sequences: validation.min(limit),
-            order: EpochOrder::new(config.train.seed, train),
+            short,
+            train,
+            validation,
             prepared,
         })
     }
@@ -57,20 +93,24 @@ impl MlmData {
         &self.prepared
     }
 
-    pub fn train_sequences(&self) -> usize {
-        self.train_sequences
-    }
-
     pub fn validation_sequences(&self) -> usize {
-        self.validation_sequences
+        self.validation.count
     }
 
-    /// Samples `first..first + count` of the run, counted over all epochs.
-    pub fn train_batch(&self, first: u64, count: usize) -> MlmBatch {
-        let mut batch = MlmBatch::new(self.length);
-        for sample in first..first + count as u64 {
-            let mut ids = self.sequence(&self.prepared.train, self.order.item(sample));
-            let targets = self.masking.apply(&mut ids, Stream::new(self.seed, Purpose::Mask, sample));
+    /// The batch of a step (from 1).
+    pub fn train_batch(&self, step: u64) -> MlmBatch {
+        // Steps of each length count by themselves: what a step sees is a function of its number alone.
+        let (blocks, before) = match &self.short {
+            Some((short, steps)) if step <= *steps => (short, 0),
+            Some((_, steps)) => (&self.train, *steps),
+            None => (&self.train, 0),
+        };
+        let first = (step - 1 - before) * blocks.per_step as u64;
+        let mut batch = MlmBatch::new(blocks.length);
+        for sample in first..first + blocks.per_step as u64 {
+            let mut ids = blocks.sequence(&self.prepared.train, self.prepared.tokenizer.special.first, blocks.order.item(sample));
+            let mask = Stream::new(self.seed, Purpose::Mask, combine(blocks.length as u64, sample));
+            let targets = self.masking.apply(&mut ids, mask);
             batch.push(&ids, &targets);
         }
         batch
@@ -78,9 +118,9 @@ impl MlmData {
 
     /// Validation sequences `first..`, at most `count`; the same at every evaluation.
     pub fn validation_batch(&self, first: usize, count: usize) -> MlmBatch {
-        let mut batch = MlmBatch::new(self.length);
-        for block in first..(first + count).min(self.validation_sequences) {
-            let mut ids = self.sequence(&self.prepared.validation, block);
+        let mut batch = MlmBatch::new(self.validation.length);
+        for block in first..(first + count).min(self.validation.count) {
+            let mut ids = self.validation.sequence(&self.prepared.validation, self.prepared.tokenizer.special.first, block);
             let targets = self.evaluation_masking.apply(&mut ids, Stream::new(EVALUATION_SEED, Purpose::EvaluationMask, block as u64));
             batch.push(&ids, &targets);
         }
@@ -92,7 +132,7 @@ impl MlmData {
     pub fn unigram_loss(&self) -> f64 {
         let counts = &self.prepared.meta.train_token_counts;
         let total: f64 = counts.iter().map(|c| *c as f64 + 1.0).sum();
-        let batch = self.validation_batch(0, self.validation_sequences);
+        let batch = self.validation_batch(0, self.validation.count);
         let nats = batch.targets.iter().map(|t| -((counts[*t as usize] as f64 + 1.0) / total).ln());
         nats.sum::<f64>() / batch.targets.len().max(1) as f64
     }
@@ -101,10 +141,5 @@ impl MlmData {
     pub fn validation_bytes_per_token(&self) -> f64 {
         let counts = &self.prepared.meta.validation;
         counts.bytes as f64 / (counts.tokens.max(1)) as f64
-    }
-
-    fn sequence(&self, file: &TokenFile, block: usize) -> Vec<u32> {
-        let body = self.length - 1;
-        std::iter::once(self.prepared.tokenizer.special.first).chain(file.ids(block * body, body)).collect()
     }
 }

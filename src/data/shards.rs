@@ -25,7 +25,8 @@ impl TokenWriter {
     pub fn create(path: &Path, vocab_size: usize) -> Result<Self, DataError> {
         let file = File::create(path).map_err(DataError::io(path))?;
         let width = if vocab_size <= 1 << 16 { 2 } else { 4 };
-        let mut writer = Self { path: path.into(), out: BufWriter::with_capacity(1 << 20, file), width, vocab_size, tokens: 0, documents: 0 };
+        let mut writer =
+            Self { path: path.into(), out: BufWriter::with_capacity(1 << 20, file), width, vocab_size, tokens: 0, documents: 0 };
         writer.out.write_all(&[0; HEADER]).map_err(DataError::io(path))?;
         Ok(writer)
     }

@@ -27,14 +27,26 @@ const fn single(name: &'static str, folder: &'static str, labels: &'static [&'st
     TaskRow { name, folder, text: "sentence", text_pair: None, label: "label", labels, metric: Metric::Accuracy, about }
 }
 
-const fn pair(name: &'static str, folder: &'static str, texts: [&'static str; 2], labels: &'static [&'static str], about: &'static str) -> TaskRow {
+const fn pair(
+    name: &'static str,
+    folder: &'static str,
+    texts: [&'static str; 2],
+    labels: &'static [&'static str],
+    about: &'static str,
+) -> TaskRow {
     TaskRow { name, folder, text: texts[0], text_pair: Some(texts[1]), label: "label", labels, metric: Metric::Accuracy, about }
 }
 
 /// Every task known by name. A new task is a new row.
 pub const TASKS: [TaskRow; 5] = [
     single("period", "period", super::derive::PERIODS, "embedded: when was this passage of an address to Congress spoken?"),
-    pair("same_source", "same_source", ["sentence1", "sentence2"], &["different", "same"], "embedded: are two passages both from novels, or both from addresses?"),
+    pair(
+        "same_source",
+        "same_source",
+        ["sentence1", "sentence2"],
+        &["different", "same"],
+        "embedded: are two passages both from novels, or both from addresses?",
+    ),
     single("sst2", "SST-2", &["0", "1"], "GLUE: sentiment of a sentence"),
     pair("rte", "RTE", ["sentence1", "sentence2"], &["entailment", "not_entailment"], "GLUE: textual entailment"),
     pair("qnli", "QNLI", ["question", "sentence"], &["entailment", "not_entailment"], "GLUE: does the sentence answer the question?"),
@@ -62,7 +74,9 @@ impl TaskSpec {
             TaskChoice::Named(name) => {
                 let row = TASKS.iter().find(|row| row.name == name).ok_or_else(|| {
                     let known = TASKS.map(|row| row.name).join(", ");
-                    DataError::Task(format!("data.task: no task is named \"{name}\"; known are {known}, or describe your own (README, \"Add a task\")"))
+                    DataError::Task(format!(
+                        "data.task: no task is named \"{name}\"; known are {known}, or describe your own (README, \"Add a task\")"
+                    ))
                 })?;
                 let folder = task_dir.join(row.folder);
                 Ok(Self {
@@ -80,7 +94,8 @@ impl TaskSpec {
     }
 
     fn own(task: &OwnTask) -> Result<Self, DataError> {
-        let metric = task.metric.parse().map_err(|()| DataError::Task(format!("data.task.metric: no metric is named \"{}\"", task.metric)))?;
+        let metric =
+            task.metric.parse().map_err(|()| DataError::Task(format!("data.task.metric: no metric is named \"{}\"", task.metric)))?;
         Ok(Self {
             name: task.name.clone(),
             train: task.train.clone(),

@@ -36,7 +36,10 @@ impl Tokenizer {
     pub fn train_byte_bpe(texts: &[String], vocab_size: usize) -> Result<Self, DataError> {
         let smallest = 256 + SPECIAL.len();
         if vocab_size < smallest {
-            return Err(trouble("byte_bpe", format!("data.vocab_size is {vocab_size}, expected at least {smallest} (256 bytes and {} special tokens)", SPECIAL.len())));
+            return Err(trouble(
+                "byte_bpe",
+                format!("data.vocab_size is {vocab_size}, expected at least {smallest} (256 bytes and {} special tokens)", SPECIAL.len()),
+            ));
         }
         let trainer = BpeTrainer::builder()
             .vocab_size(vocab_size)
@@ -57,7 +60,8 @@ impl Tokenizer {
         alphabet.sort_unstable();
         let entries = SPECIAL.iter().map(|s| s.to_string()).chain(alphabet.iter().map(char::to_string));
         let vocabulary: serde_json::Map<String, serde_json::Value> = entries.zip(0u32..).map(|(token, id)| (token, id.into())).collect();
-        let model: BPE = serde_json::from_value(serde_json::json!({"type": "BPE", "vocab": vocabulary, "merges": []})).map_err(|e| trouble("bytes", e))?;
+        let json = serde_json::json!({"type": "BPE", "vocab": vocabulary, "merges": []}).to_string();
+        let model: BPE = serde_json::from_str(&json).map_err(|e| trouble("bytes", e))?;
         let mut inner = Inner::new(model);
         inner.with_pre_tokenizer(Some(byte_level()));
         Self::around(inner)
@@ -84,7 +88,9 @@ impl Tokenizer {
     fn checked(inner: Inner, name: &str) -> Result<Self, DataError> {
         let find = |what: &str, names: [&str; 2]| {
             let id = names.iter().find_map(|token| inner.token_to_id(token));
-            id.ok_or_else(|| trouble(name, format!("has no {what} token ({} or {}), which masked language modelling needs", names[0], names[1])))
+            id.ok_or_else(|| {
+                trouble(name, format!("has no {what} token ({} or {}), which masked language modelling needs", names[0], names[1]))
+            })
         };
         let special = SpecialIds {
             first: find("first", ["<s>", "[CLS]"])?,

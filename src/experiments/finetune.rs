@@ -47,7 +47,11 @@ impl Finetune {
     }
 
     fn loss_sum(&self, logits: &Tensor, labels: &Tensor, smoothing: f64) -> Tensor {
-        if self.spec.is_regression() { squared_error_sum(logits, labels) } else { cross_entropy_sum(logits, labels, smoothing) }
+        if self.spec.is_regression() {
+            squared_error_sum(logits, labels)
+        } else {
+            cross_entropy_sum(logits, labels, smoothing)
+        }
     }
 
     fn predictions(&self, logits: &Tensor) -> Vec<f64> {

@@ -32,7 +32,6 @@ pub struct MaskedLm {
     head: MaskedLmHead,
     kind: Kind,
     device: Device,
-    batch_size: usize,
     label_smoothing: f64,
     unigram_loss: f64,
 }
@@ -49,13 +48,19 @@ impl MaskedLm {
             head,
             kind: kind_of(config.train.precision),
             device: parameters.device(),
-            batch_size: config.train.batch_size,
             label_smoothing: config.train.label_smoothing,
         }
     }
 
     /// Sum of the loss, and how many predictions were right if `count` asks for it.
-    fn forward(&self, batch: &MlmBatch, sequences: Range<usize>, pass: &Pass, smoothing: f64, count: bool) -> Result<(tch::Tensor, i64), NativeError> {
+    fn forward(
+        &self,
+        batch: &MlmBatch,
+        sequences: Range<usize>,
+        pass: &Pass,
+        smoothing: f64,
+        count: bool,
+    ) -> Result<(tch::Tensor, i64), NativeError> {
         let tensors = batch.tensors(sequences, self.device);
         let hidden = self.encoder.forward(&Input { ids: tensors.ids, attention_mask: None }, pass)?;
         let logits = self.head.forward(&hidden, &tensors.positions);
@@ -68,7 +73,7 @@ impl Task for MaskedLm {
     type Batch = MlmBatch;
 
     fn batch(&self, step: u64) -> MlmBatch {
-        self.data.train_batch((step - 1) * self.batch_size as u64, self.batch_size)
+        self.data.train_batch(step)
     }
 
     fn size(&self, batch: &MlmBatch) -> BatchSize {
@@ -98,7 +103,11 @@ impl Task for MaskedLm {
         Ok(Evaluation {
             record: Record { step: 0, split: "valid", values },
             score: Some(-loss),
-            text: format!("validation perplexity {:.2}, masked accuracy {accuracy:.3} (unigram {:.1})", perplexity(loss), perplexity(self.unigram_loss)),
+            text: format!(
+                "validation perplexity {:.2}, masked accuracy {accuracy:.3} (unigram {:.1})",
+                perplexity(loss),
+                perplexity(self.unigram_loss)
+            ),
         })
     }
 
@@ -182,6 +191,7 @@ fn summary(name: &str, config: &Config, task: &MaskedLm, parameters: &Parameters
 fn warn_on_plateau(summary: &Value, log: &crate::log::Log) {
     let (loss, unigram) = (summary["loss"].as_f64().unwrap_or(0.0), summary["unigram_perplexity"].as_f64().unwrap_or(1.0).ln());
     if loss > unigram - PLATEAU_MARGIN {
-        log.progress.warn("the model has not left the unigram plateau: it uses no context yet; train longer, or see \"Short runs\" in the README");
+        log.progress
+            .warn("the model has not left the unigram plateau: it uses no context yet; train longer, or see \"Short runs\" in the README");
     }
 }

@@ -77,7 +77,11 @@ impl Report {
             bail!("{all}: no finished run (a folder with summary.json) is here");
         }
         runs.sort_by(|a, b| a.dir.cmp(&b.dir));
-        let tasks = runs.iter().filter(|r| r.text("kind") == "finetune").map(|r| (r.text("task"), (r.text("metric"), r.number("majority")))).collect();
+        let tasks = runs
+            .iter()
+            .filter(|r| r.text("kind") == "finetune")
+            .map(|r| (r.text("task"), (r.text("metric"), r.number("majority"))))
+            .collect();
         let lines = lines(&runs);
         Ok(Self { runs, lines, tasks })
     }
@@ -130,10 +134,23 @@ impl Report {
 
     /// What a reader must know to trust the table.
     fn notes(&self) -> String {
-        let seeds = self.lines.iter().map(|l| l.perplexities.len().max(l.scores.values().map(Vec::len).max().unwrap_or(0))).max().unwrap_or(0);
-        let spread = if seeds < 2 { "One seed a model: differences of a few per cent may be chance." } else { "Mean ± standard deviation over seeds." };
+        let seeds =
+            self.lines.iter().map(|l| l.perplexities.len().max(l.scores.values().map(Vec::len).max().unwrap_or(0))).max().unwrap_or(0);
+        let spread = if seeds < 2 {
+            "One seed a model: differences of a few per cent may be chance."
+        } else {
+            "Mean ± standard deviation over seeds."
+        };
         let dev = self.runs.iter().find(|r| r.text("kind") == "finetune").and_then(|r| r.number("dev_rows"));
-        let dev = dev.map(|rows| format!(" Scores on {} held-out rows: one standard error of an accuracy of 0.8 is {:.3}.", thousands(rows), (0.16 / rows).sqrt())).unwrap_or_default();
+        let dev = dev
+            .map(|rows| {
+                format!(
+                    " Scores on {} held-out rows: one standard error of an accuracy of 0.8 is {:.3}.",
+                    thousands(rows),
+                    (0.16 / rows).sqrt()
+                )
+            })
+            .unwrap_or_default();
         format!("{spread}{dev}\n")
     }
 
@@ -149,25 +166,44 @@ impl Report {
     fn plots(&self, out: &Path) -> Result<Vec<(String, &'static str)>> {
         let mut plots = Vec::new();
         if let Some(chart) = self.perplexity_by_tokens() {
-            plots.push((chart.render(&out.join("perplexity_by_tokens"))?, "Validation perplexity while training. The grey line is what word frequencies alone reach: above it, no context is used."));
+            plots.push((
+                chart.render(&out.join("perplexity_by_tokens"))?,
+                "Validation perplexity while training. The grey line is what word frequencies alone reach: above it, no context is used.",
+            ));
         }
         if let Some(chart) = self.perplexity_by_k() {
-            plots.push((chart.render(&out.join("perplexity_by_k"))?, "The price of k: perplexity relative to full attention. The grey curves are read off the paper's Figure 3 a and b."));
+            plots.push((
+                chart.render(&out.join("perplexity_by_k"))?,
+                "The price of k: perplexity relative to full attention. The grey curves are read off the paper's Figure 3 a and b.",
+            ));
         }
         if let Some(chart) = self.scores() {
-            plots.push((chart.render(&out.join("scores"))?, "Scores on held-out documents after fine-tuning. Thin lines: always answering the commonest class."));
+            plots.push((
+                chart.render(&out.join("scores"))?,
+                "Scores on held-out documents after fine-tuning. Thin lines: always answering the commonest class.",
+            ));
         }
         Ok(plots)
     }
 
     fn perplexity_by_tokens(&self) -> Option<LineChart> {
         let runs: Vec<&Run> = self.runs.iter().filter(|r| r.text("kind") == "pretrain").collect();
-        let mut series: Vec<Series> = runs.iter().map(|r| Series { name: r.text("name"), points: r.curve("valid", "tokens", "perplexity"), reference: false, marked: false }).collect();
+        let mut series: Vec<Series> = runs
+            .iter()
+            .map(|r| Series { name: r.text("name"), points: r.curve("valid", "tokens", "perplexity"), reference: false, marked: false })
+            .collect();
         let ends = |s: &Series| s.points.last().map(|p| p.0);
         let (last, unigram) = (series.iter().filter_map(ends).fold(0.0, f64::max), self.unigram()?);
         let first = series.iter().filter_map(|s| s.points.first().map(|p| p.0)).fold(f64::INFINITY, f64::min);
         series.push(Series { name: "unigram".into(), points: vec![(first, unigram), (last, unigram)], reference: true, marked: false });
-        Some(LineChart { title: "Masked-LM pretraining".into(), x: "tokens".into(), y: "validation perplexity".into(), log_x: false, log_y: true, series })
+        Some(LineChart {
+            title: "Masked-LM pretraining".into(),
+            x: "tokens".into(),
+            y: "validation perplexity".into(),
+            log_x: false,
+            log_y: true,
+            series,
+        })
     }
 
     /// Perplexity over that of full attention, against k/n.
@@ -196,14 +232,23 @@ impl Report {
             let points = figure.linformer.iter().map(|(k, p)| (*k as f64 / figure.n as f64, p / figure.full)).collect();
             series.push(Series { name: format!("paper, n = {}", figure.n), points, reference: true, marked: true });
         }
-        Some(LineChart { title: "Projected dimension".into(), x: "k / n".into(), y: "perplexity / perplexity of full attention".into(), log_x: true, log_y: false, series })
+        Some(LineChart {
+            title: "Projected dimension".into(),
+            x: "k / n".into(),
+            y: "perplexity / perplexity of full attention".into(),
+            log_x: true,
+            log_y: false,
+            series,
+        })
     }
 
     fn scores(&self) -> Option<BarChart> {
         let lines: Vec<&Line> = self.lines.iter().filter(|l| !l.scores.is_empty()).collect();
         let groups: Vec<(String, Vec<Option<f64>>)> = lines
             .iter()
-            .map(|l| (l.name.clone(), self.tasks.keys().map(|t| l.scores.get(t).and_then(|s| mean_and_deviation(s)).map(|m| m.0)).collect()))
+            .map(|l| {
+                (l.name.clone(), self.tasks.keys().map(|t| l.scores.get(t).and_then(|s| mean_and_deviation(s)).map(|m| m.0)).collect())
+            })
             .collect();
         let metrics: Vec<&str> = self.tasks.values().map(|(metric, _)| metric.as_str()).collect();
         let y = if metrics.iter().all(|m| *m == "accuracy") { "accuracy" } else { "score" };
@@ -221,7 +266,8 @@ impl Report {
         let cells = |row: &Vec<String>, tag: &str| row.iter().map(|c| format!("<{tag}>{}</{tag}>", escape(c))).collect::<String>();
         let head = table.first().map(|row| cells(row, "th")).unwrap_or_default();
         let body: String = table.iter().skip(1).map(|row| format!("<tr>{}</tr>\n", cells(row, "td"))).collect();
-        let figures: String = plots.iter().map(|(svg, caption)| format!("<figure>{svg}<figcaption>{}</figcaption></figure>\n", escape(caption))).collect();
+        let figures: String =
+            plots.iter().map(|(svg, caption)| format!("<figure>{svg}<figcaption>{}</figcaption></figure>\n", escape(caption))).collect();
         let environment = self.runs.first().and_then(|r| fs::read_to_string(r.dir.join("environment.json")).ok()).unwrap_or_default();
         let folders: String = self.runs.iter().map(|r| format!("<li><code>{}</code></li>", escape(&r.dir.display().to_string()))).collect();
         PAGE.replace("{table}", &format!("<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"))
@@ -286,7 +332,9 @@ fn lines(runs: &[Run]) -> Vec<Line> {
     }
     let mut lines: Vec<Line> = lines.into_iter().map(|(_, line)| line).collect();
     let cost = |l: &Line| l.model["k"].as_str().and_then(|k| k.split("..").next()?.parse().ok()).unwrap_or(f64::INFINITY);
-    lines.sort_by(|a, b| a.perplexities.is_empty().cmp(&b.perplexities.is_empty()).then(cost(b).total_cmp(&cost(a))).then(a.name.cmp(&b.name)));
+    lines.sort_by(|a, b| {
+        a.perplexities.is_empty().cmp(&b.perplexities.is_empty()).then(cost(b).total_cmp(&cost(a))).then(a.name.cmp(&b.name))
+    });
     lines
 }
 
@@ -296,7 +344,14 @@ fn same(a: &Path, b: &Path) -> bool {
 
 fn line_of<'a>(lines: &'a mut Vec<(String, Line)>, key: String, name: String, run: &Run) -> &'a mut Line {
     let at = lines.iter().position(|(k, _)| *k == key).unwrap_or_else(|| {
-        let line = Line { name, model: run.summary["model"].clone(), perplexities: Vec::new(), unigram: None, speeds: Vec::new(), scores: BTreeMap::new() };
+        let line = Line {
+            name,
+            model: run.summary["model"].clone(),
+            perplexities: Vec::new(),
+            unigram: None,
+            speeds: Vec::new(),
+            scores: BTreeMap::new(),
+        };
         lines.push((key, line));
         lines.len() - 1
     });

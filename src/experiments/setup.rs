@@ -38,7 +38,15 @@ pub fn device(config: &Config, origins: &Origins) -> Result<Device> {
         let count = tch::Cuda::device_count();
         if count <= index as i64 {
             let why = reason.map(|r| format!(" ({r})")).unwrap_or_default();
-            return Err(origins.error("run.device", format!("found {}, but libtorch sees {count} CUDA devices{why}; use run.device=cpu, or see linformer doctor", config.run.device)).into());
+            return Err(origins
+                .error(
+                    "run.device",
+                    format!(
+                        "found {}, but libtorch sees {count} CUDA devices{why}; use run.device=cpu, or see linformer doctor",
+                        config.run.device
+                    ),
+                )
+                .into());
         }
     }
     Ok(device)
@@ -72,12 +80,18 @@ impl Origin {
         let ours = serde_json::to_value(config)?;
         for key in leaves(&ours, "model") {
             let pointer = format!("/{}", key.trim_start_matches("model.").replace('.', "/"));
-            let (theirs, value) = (merged.pointer(&pointer).cloned().unwrap_or_default(), ours.pointer(&pointer).cloned().unwrap_or_default());
+            let (theirs, value) =
+                (merged.pointer(&pointer).cloned().unwrap_or_default(), ours.pointer(&pointer).cloned().unwrap_or_default());
             if theirs == value || origins.of(&key) == "default" || key == "model.max_position_embeddings" {
                 continue;
             }
             if !FREE_KEYS.contains(&key.as_str()) {
-                return Err(origins.error(&key, format!("found {value}, but {} has {theirs}: a model's shape comes from its checkpoint", self.run.display())).into());
+                return Err(origins
+                    .error(
+                        &key,
+                        format!("found {value}, but {} has {theirs}: a model's shape comes from its checkpoint", self.run.display()),
+                    )
+                    .into());
             }
             if let Some(slot) = merged.pointer_mut(&pointer) {
                 *slot = value;
@@ -196,5 +210,9 @@ pub fn measure_peak(device: Device, kind: Kind) -> f64 {
 
 /// Seconds as the run's state counts them, to tokens per second.
 pub fn tokens_per_second(state: &State) -> f64 {
-    if state.seconds > 0.0 { state.tokens as f64 / state.seconds } else { 0.0 }
+    if state.seconds > 0.0 {
+        state.tokens as f64 / state.seconds
+    } else {
+        0.0
+    }
 }

@@ -63,7 +63,8 @@ struct Row {
     measures: Vec<Option<(f64, Option<f64>)>>,
 }
 
-const PRETRAIN: [(&str, &str); 4] = [("perplexity", "perplexity"), ("loss", "loss"), ("masked accuracy", "masked_accuracy"), ("tokens/s", "tokens_per_second")];
+const PRETRAIN: [(&str, &str); 4] =
+    [("perplexity", "perplexity"), ("loss", "loss"), ("masked accuracy", "masked_accuracy"), ("tokens/s", "tokens_per_second")];
 const FINETUNE: [(&str, &str); 3] = [("score", "value"), ("majority", "majority"), ("tokens/s", "tokens_per_second")];
 
 impl Table {
@@ -131,7 +132,15 @@ impl Table {
 }
 
 fn measure_text(measure: Option<(f64, Option<f64>)>) -> String {
-    let number = |v: f64| if v.abs() >= 1000.0 { thousands(v) } else if v.abs() >= 100.0 { format!("{v:.1}") } else { format!("{v:.3}") };
+    let number = |v: f64| {
+        if v.abs() >= 1000.0 {
+            thousands(v)
+        } else if v.abs() >= 100.0 {
+            format!("{v:.1}")
+        } else {
+            format!("{v:.3}")
+        }
+    };
     match measure {
         None => "-".into(),
         Some((mean, None)) => number(mean),
@@ -147,7 +156,11 @@ pub fn align(rows: Vec<Vec<String>>) -> String {
     let line = |row: &Vec<String>| {
         let cells = row.iter().enumerate().map(|(c, cell)| {
             let fill = " ".repeat(widths[c] - cell.chars().count());
-            if c == 0 { format!("{cell}{fill}") } else { format!("{fill}{cell}") }
+            if c == 0 {
+                format!("{cell}{fill}")
+            } else {
+                format!("{fill}{cell}")
+            }
         });
         cells.collect::<Vec<_>>().join("  ").trim_end().to_string() + "\n"
     };

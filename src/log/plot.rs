@@ -94,7 +94,11 @@ fn use_own_font() {
 }
 
 fn colour(series: &Series, index: usize) -> RGBColor {
-    if series.reference { COLOURS[7] } else { COLOURS[index % 7] }
+    if series.reference {
+        COLOURS[7]
+    } else {
+        COLOURS[index % 7]
+    }
 }
 
 impl Chart for LineChart {
@@ -210,7 +214,9 @@ impl Chart for BarChart {
             if let Some(baseline) = self.baselines.get(s).copied().flatten() {
                 let line = PathElement::new([(0.0, baseline), (groups, baseline)], colour.stroke_width(1));
                 let drawn = chart.draw_series([line]).map_err(failed)?;
-                drawn.label(format!("{series}: majority class")).legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(1)));
+                drawn
+                    .label(format!("{series}: majority class"))
+                    .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(1)));
             }
         }
         chart
@@ -267,7 +273,14 @@ mod tests {
     fn charts_are_drawn_with_their_text_on_a_machine_without_fonts() {
         let folder = tempfile::tempdir().unwrap();
         let series = |name: &str| Series { name: name.into(), points: vec![(1.0, 20.0), (10.0, 5.0)], reference: false, marked: true };
-        let chart = LineChart { title: "Title".into(), x: "tokens".into(), y: "perplexity".into(), log_x: true, log_y: true, series: vec![series("full")] };
+        let chart = LineChart {
+            title: "Title".into(),
+            x: "tokens".into(),
+            y: "perplexity".into(),
+            log_x: true,
+            log_y: true,
+            series: vec![series("full")],
+        };
         let svg = chart.render(&folder.path().join("a")).unwrap();
         assert!(svg.contains("perplexity") && svg.contains("full"));
         assert!(std::fs::metadata(folder.path().join("a.png")).unwrap().len() > 2000);

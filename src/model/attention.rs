@@ -59,7 +59,8 @@ impl SelfAttention {
             query: linear(parameters, "query"),
             key: linear(parameters, "key"),
             value: linear(parameters, "value"),
-            compression: (config.attention.kind == AttentionKind::Linformer).then(|| Compression::new(parameters, name, config, layer, shared)),
+            compression: (config.attention.kind == AttentionKind::Linformer)
+                .then(|| Compression::new(parameters, name, config, layer, shared)),
             heads: config.num_attention_heads,
             dropout: config.attention_probs_dropout_prob,
             backend: config.attention.backend,
@@ -144,7 +145,9 @@ impl Compression {
         let mut make = |part: &str| {
             let name = format!("{name}.{part}_projection");
             match attention.sharing {
-                Sharing::None => Projection::per_head(parameters, &name, attention, n, (0..heads).map(|h| attention.k.at(layer, h)).collect()),
+                Sharing::None => {
+                    Projection::per_head(parameters, &name, attention, n, (0..heads).map(|h| attention.k.at(layer, h)).collect())
+                }
                 _ => Projection::shared(parameters, &name, attention, n, attention.k.at(layer, 0)),
             }
         };

@@ -73,13 +73,21 @@ impl Embeddings {
         let position_range = config.position_init_range.unwrap_or(config.initializer_range);
         let position_init = match config.position_init {
             PositionInit::Normal => Init::NormalWithZeroRow { std: position_range, row: pad },
-            PositionInit::Sinusoidal => Init::Sinusoidal { amplitude: position_range, first_row: pad + 1 },
+            PositionInit::Sinusoidal => Init::Sinusoidal { amplitude: position_range, base: config.position_init_base, first_row: pad + 1 },
         };
         let positions = config.sequence_length() + pad + 1;
         Self {
-            word: parameters.create(&format!("{name}.word_embeddings.weight"), &[config.vocabulary(), d], Init::NormalWithZeroRow { std: word_std, row: pad }),
+            word: parameters.create(
+                &format!("{name}.word_embeddings.weight"),
+                &[config.vocabulary(), d],
+                Init::NormalWithZeroRow { std: word_std, row: pad },
+            ),
             position: parameters.create(&format!("{name}.position_embeddings.weight"), &[positions, d], position_init),
-            token_type: parameters.create(&format!("{name}.token_type_embeddings.weight"), &[config.type_vocab_size, d], Init::Normal { std: config.initializer_range }),
+            token_type: parameters.create(
+                &format!("{name}.token_type_embeddings.weight"),
+                &[config.type_vocab_size, d],
+                Init::Normal { std: config.initializer_range },
+            ),
             norm: LayerNorm::new(parameters, &format!("{name}.LayerNorm"), config),
             pad,
             dropout: config.hidden_dropout_prob,

@@ -9,17 +9,32 @@ pub enum Init {
     Zeros,
     Ones,
     /// N(0, std^2).
-    Normal { std: f64 },
+    Normal {
+        std: f64,
+    },
     /// Uniform in [-bound, bound).
-    Uniform { bound: f64 },
+    Uniform {
+        bound: f64,
+    },
     /// N(0, std^2) with one row zero (the padding token).
-    NormalWithZeroRow { std: f64, row: i64 },
+    NormalWithZeroRow {
+        std: f64,
+        row: i64,
+    },
     /// sin and cos of geometrically spaced frequencies times `amplitude`; position p stands in row p + `first_row`.
-    Sinusoidal { amplitude: f64, first_row: i64 },
+    Sinusoidal {
+        amplitude: f64,
+        base: f64,
+        first_row: i64,
+    },
     /// [.., k, n] whose row j is 1/sqrt(w) on its window of w = ceil(n/k) positions, plus N(0, std^2).
-    MeanPool { std: f64 },
+    MeanPool {
+        std: f64,
+    },
     /// [.., w] of 1/sqrt(w), plus N(0, std^2): one window of the above.
-    Kernel { std: f64 },
+    Kernel {
+        std: f64,
+    },
 }
 
 /// Values of one weight.
@@ -40,7 +55,7 @@ pub fn draw(init: Init, shape: &[i64], seed: u64, name: &str) -> Tensor {
             values.iter_mut().skip(row as usize * columns).take(columns).for_each(|v| *v = 0.0);
             values
         }
-        Init::Sinusoidal { amplitude, first_row } => sinusoidal(count, columns, amplitude, first_row as usize),
+        Init::Sinusoidal { amplitude, base, first_row } => sinusoidal(count, columns, amplitude, base, first_row as usize),
         Init::MeanPool { std } => {
             let rows = shape[shape.len() - 2] as usize;
             let window = columns.div_ceil(rows);
@@ -73,7 +88,7 @@ fn normal(stream: Stream, count: usize, std: f64) -> Vec<f32> {
 }
 
 /// Vaswani et al. (2017), section 3.5, sines in the first half of the columns and cosines in the second.
-fn sinusoidal(count: usize, columns: usize, amplitude: f64, first_row: usize) -> Vec<f32> {
+fn sinusoidal(count: usize, columns: usize, amplitude: f64, base: f64, first_row: usize) -> Vec<f32> {
     let half = columns / 2;
     (0..count)
         .map(|i| {
@@ -81,7 +96,7 @@ fn sinusoidal(count: usize, columns: usize, amplitude: f64, first_row: usize) ->
             if row < first_row || column >= 2 * half {
                 return 0.0;
             }
-            let frequency = (-(10_000f64.ln()) * (column % half) as f64 / half as f64).exp();
+            let frequency = (-base.ln() * (column % half) as f64 / half as f64).exp();
             let angle = (row - first_row) as f64 * frequency;
             (amplitude * if column < half { angle.sin() } else { angle.cos() }) as f32
         })
@@ -115,9 +130,10 @@ mod tests {
 
     #[test]
     fn sinusoidal_starts_after_the_padding_rows() {
-        let p = draw(Init::Sinusoidal { amplitude: 0.5, first_row: 2 }, &[5, 4], 1, "p");
+        let p = draw(Init::Sinusoidal { amplitude: 0.5, base: 100.0, first_row: 2 }, &[5, 4], 1, "p");
         assert_eq!(p.narrow(0, 0, 2).abs().max().double_value(&[]), 0.0);
         assert_eq!(Vec::<f32>::try_from(p.get(2)).ok(), Some(vec![0.0, 0.0, 0.5, 0.5]));
         assert!((p.double_value(&[3, 0]) - 0.5 * 1f64.sin()).abs() < 1e-6);
+        assert!((p.double_value(&[3, 1]) - 0.5 * 0.1f64.sin()).abs() < 1e-6);
     }
 }

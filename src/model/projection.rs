@@ -68,9 +68,8 @@ impl Projection {
             return self.compress_with(x, keep, self.weights.first(), self.k[0]);
         }
         // Heads of different k: one after the other, filled up to the longest.
-        let parts: Vec<Compressed> = (0..self.k.len())
-            .map(|h| self.compress_with(&x.narrow(1, h as i64, 1), keep, self.weights.get(h), self.k[h]))
-            .collect();
+        let parts: Vec<Compressed> =
+            (0..self.k.len()).map(|h| self.compress_with(&x.narrow(1, h as i64, 1), keep, self.weights.get(h), self.k[h])).collect();
         let longest = parts.iter().map(|p| p.rows.size()[2]).max().unwrap_or(0);
         let fill = |t: &Tensor, rows: i64| t.constant_pad_nd([0, 0, 0, longest - rows]);
         let rows: Vec<Tensor> = parts.iter().map(|p| fill(&p.rows, p.rows.size()[2])).collect();
@@ -169,7 +168,11 @@ fn window_mask(keep: Option<&Tensor>, window: i64) -> Option<Tensor> {
 
 /// A tensor of windows [B, rows, ..] made to broadcast over x's windows [B, rows, ..] or [B, h, rows, ..].
 fn over_heads(t: Tensor, x: &Tensor) -> Tensor {
-    if x.dim() == 4 { t.unsqueeze(1) } else { t }
+    if x.dim() == 4 {
+        t.unsqueeze(1)
+    } else {
+        t
+    }
 }
 
 fn mean_pool(x: &Tensor, keep: Option<&Tensor>, window: i64) -> Compressed {

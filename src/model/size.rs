@@ -10,7 +10,8 @@ pub fn parameters_by_part(config: &Model) -> Vec<(&'static str, i64)> {
     let mut parameters = Parameters::uninitialised();
     let encoder = Encoder::new(&mut parameters, config);
     MaskedLmHead::new(&mut parameters, config, encoder.word_embeddings());
-    let parts = ["word embeddings", "position embeddings", "projections E, F", "attention", "feed-forward", "LayerNorm and token type", "MLM head"];
+    let parts =
+        ["word embeddings", "position embeddings", "projections E, F", "attention", "feed-forward", "LayerNorm and token type", "MLM head"];
     let sum = |part: &str| parameters.iter().filter(|p| part_of(&p.name) == part).map(|p| p.tensor.numel() as i64).sum();
     parts.into_iter().map(|part| (part, sum(part))).filter(|(_, count)| *count > 0).collect()
 }

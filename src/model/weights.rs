@@ -34,7 +34,11 @@ pub enum Select {
 }
 
 /// Writes named CPU or device tensors.
-pub fn save<'a>(path: &Path, tensors: impl Iterator<Item = (String, &'a Tensor)>, metadata: HashMap<String, String>) -> Result<(), WeightsError> {
+pub fn save<'a>(
+    path: &Path,
+    tensors: impl Iterator<Item = (String, &'a Tensor)>,
+    metadata: HashMap<String, String>,
+) -> Result<(), WeightsError> {
     let owned: Vec<(String, Bytes)> = tensors.map(|(name, tensor)| (name, Bytes::of(tensor))).collect();
     safetensors::serialize_to_file(owned, Some(metadata), path).map_err(|error| match error {
         safetensors::SafeTensorError::IoError(source) => WeightsError::Io { path: path.into(), source },
@@ -90,9 +94,7 @@ impl WeightsFile {
 }
 
 fn read(parsed: &SafeTensors, path: &Path, name: &str, expected: Option<&[i64]>) -> Result<Tensor, WeightsError> {
-    let view = parsed
-        .tensor(name)
-        .map_err(|_| WeightsError::Missing { path: path.into(), name: name.into(), count: parsed.len() })?;
+    let view = parsed.tensor(name).map_err(|_| WeightsError::Missing { path: path.into(), name: name.into(), count: parsed.len() })?;
     let found: Vec<i64> = view.shape().iter().map(|d| *d as i64).collect();
     if let Some(expected) = expected.filter(|e| *e != found) {
         return Err(WeightsError::Shape { path: path.into(), name: name.into(), found, expected: expected.to_vec() });

@@ -61,7 +61,11 @@ pub fn adam_step(tensors: AdamTensors, settings: &AdamSettings) -> Result<(), Na
             settings,
         )
     };
-    if status == 0 { Ok(()) } else { Err(last_error()) }
+    if status == 0 {
+        Ok(())
+    } else {
+        Err(last_error())
+    }
 }
 
 /// The Euclidean norm of each tensor.
@@ -69,5 +73,9 @@ pub fn norms(tensors: &[Tensor]) -> Result<Vec<f64>, NativeError> {
     let mut norms = vec![0.0; tensors.len()];
     // SAFETY: as many live tensors and as much room for norms as `count` says.
     let status = unsafe { linformer_gradient_norms(raw_list(tensors).as_mut_ptr(), tensors.len() as c_int, norms.as_mut_ptr()) };
-    if status == 0 { Ok(norms) } else { Err(last_error()) }
+    if status == 0 {
+        Ok(norms)
+    } else {
+        Err(last_error())
+    }
 }

@@ -158,11 +158,16 @@ impl Checkpoint {
             return Err(invalid(format!("format {}, this program reads {FORMAT}", manifest.format)));
         }
         for name in FILES {
-            let entry = manifest.files.iter().find(|e| e.name == name).ok_or_else(|| invalid(format!("the manifest does not name {name}")))?;
+            let entry =
+                manifest.files.iter().find(|e| e.name == name).ok_or_else(|| invalid(format!("the manifest does not name {name}")))?;
             let path = folder.join(name);
             let (bytes, sha256) = measure(&path).map_err(|source| CheckpointError::Read { path, source })?;
             if bytes != entry.bytes || sha256 != entry.sha256 {
-                return Err(invalid(format!("{name} is damaged ({bytes} bytes, expected {} with SHA-256 {}...)", entry.bytes, &entry.sha256[..12.min(entry.sha256.len())])));
+                return Err(invalid(format!(
+                    "{name} is damaged ({bytes} bytes, expected {} with SHA-256 {}...)",
+                    entry.bytes,
+                    &entry.sha256[..12.min(entry.sha256.len())]
+                )));
             }
         }
         let state = serde_json::from_str(&read("state.json")?).map_err(|e| invalid(format!("state.json: {e}")))?;

@@ -75,7 +75,8 @@ impl Optimizer {
         let clips = s.clip_grad_norm > 0.0 && norm + 1e-6 > s.clip_grad_norm;
         let divisor = if clips { (norm + 1e-6) / s.clip_grad_norm } else { 1.0 };
         for group in &self.groups {
-            let gradients: Vec<Tensor> = group.weights.iter().map(|w| if w.grad().defined() { w.grad() } else { w.detach().zeros_like() }).collect();
+            let gradients: Vec<Tensor> =
+                group.weights.iter().map(|w| if w.grad().defined() { w.grad() } else { w.detach().zeros_like() }).collect();
             let settings = AdamSettings {
                 lr,
                 beta1: s.adam_beta1,

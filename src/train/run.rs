@@ -26,7 +26,9 @@ pub enum RunError {
     Io { path: PathBuf, source: io::Error },
     #[error("{path}: a run is here already; continue it with --resume auto, or choose another folder with run.dir=...")]
     Exists { path: PathBuf },
-    #[error("{path}: resumes a run whose {key} was {was}, but it is {now}; what is learned may not change on the way: choose another run.dir")]
+    #[error(
+        "{path}: resumes a run whose {key} was {was}, but it is {now}; what is learned may not change on the way: choose another run.dir"
+    )]
     Changed { path: PathBuf, key: String, was: String, now: String },
     #[error("{path}: {message}")]
     Invalid { path: PathBuf, message: String },
@@ -73,7 +75,8 @@ impl RunFolder {
             }
             (checkpoint, damaged) = match resume {
                 Resume::From(folder) => {
-                    let opened = Checkpoint::open(folder).map_err(|e| RunError::Invalid { path: folder.clone(), message: e.to_string() })?;
+                    let opened =
+                        Checkpoint::open(folder).map_err(|e| RunError::Invalid { path: folder.clone(), message: e.to_string() })?;
                     (Some(opened), Vec::new())
                 }
                 _ => Checkpoint::latest(&path.join("checkpoints")),

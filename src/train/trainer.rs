@@ -166,7 +166,8 @@ impl Session<'_> {
     /// micro-batches weigh as they would in one big batch.
     fn backward<T: Task>(&self, task: &T, batch: &T::Batch, size: BatchSize, step: u64) -> Result<f64, NativeError> {
         let kind = kind_of(self.config.precision);
-        let micro = self.config.micro_batch();
+        let pieces = self.config.batch_size.div_ceil(self.config.micro_batch());
+        let micro = size.sequences.div_ceil(pieces).max(1);
         let mut total = Tensor::zeros([], (Kind::Float, self.parameters.device()));
         for first in (0..size.sequences).step_by(micro) {
             let pass = Pass::training(kind, self.config.seed, step, first as i64);

@@ -1,0 +1,50 @@
+# `make demo` and `make test` do everything by themselves; see README.md.
+.DEFAULT_GOAL := help
+CARGO ?= cargo
+BIN := target/release/linformer
+LIBTORCH_KIND := $(if $(CUDA),cuda)
+
+.PHONY: help setup build demo demo-smoke test test-slow check gpu-check clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+setup: ## libtorch into .libtorch/ (CUDA=1: with the libraries for a GPU)
+	@scripts/setup.sh $(LIBTORCH_KIND)
+
+build: setup ## the program, target/release/linformer
+	@$(CARGO) build --release
+
+demo: build ## the paper in small: pretraining, fine-tuning and a report, in about 12 minutes
+	@scripts/demo.sh
+
+demo-smoke: build ## the same path in about a minute, learning next to nothing
+	@scripts/demo.sh smoke
+
+test: setup ## all tests but the slow ones
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+	  $(CARGO) nextest run --release --no-fail-fast; \
+	else \
+	  $(CARGO) test --release --no-fail-fast --lib --bins --tests; \
+	fi
+
+test-slow: setup ## kill-and-resume tests and a real TensorBoard reading our event files
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+	  $(CARGO) nextest run --release --run-ignored only; \
+	else \
+	  $(CARGO) test --release --tests -- --ignored; \
+	fi
+	@scripts/tensorboard_check.sh
+
+check: setup ## format, clippy, docs, licences: warnings are errors
+	$(CARGO) fmt --check
+	$(CARGO) clippy --release --all-targets --quiet -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --no-deps --quiet
+	scripts/check_licences.py
+
+gpu-check: build ## doctor and a dry run on the GPU
+	@$(BIN) doctor
+	@$(BIN) pretrain experiments/demo/pretrain.json run.device=cuda --dry-run
+
+clean: ## everything built, but neither libtorch nor runs
+	@$(CARGO) clean

@@ -1,0 +1,124 @@
+//! The real binary in a folder of its own.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
+
+use serde_json::{json, Value};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// A temporary folder with a small corpus in it.
+pub struct Lab {
+    folder: tempfile::TempDir,
+}
+
+/// What a command did.
+pub struct Ran {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Lab {
+    pub fn new() -> Self {
+        let lab = Self { folder: tempfile::tempdir().unwrap() };
+        for i in 0..24 {
+            lab.write(&format!("text/{i:02}.txt"), &prose(i));
+        }
+        lab
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    pub fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+    }
+
+    pub fn json(&self, name: &str) -> Value {
+        serde_json::from_str(&self.read(name)).unwrap()
+    }
+
+    /// Writes a config: `tiny()` with `changes` (dotted keys) laid over it.
+    pub fn config(&self, name: &str, changes: &[(&str, Value)]) {
+        let mut config = tiny();
+        for (key, value) in changes {
+            set(&mut config, key, value.clone());
+        }
+        self.write(name, serde_json::to_string_pretty(&config).unwrap());
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_linformer"));
+        command.args(args).current_dir(self.folder.path()).env("OMP_NUM_THREADS", "1");
+        command
+    }
+
+    pub fn run(&self, args: &[&str]) -> Ran {
+        ran(self.command(args).output().unwrap())
+    }
+
+    /// Runs a command that must succeed.
+    pub fn ok(&self, args: &[&str]) -> Ran {
+        let ran = self.run(args);
+        assert_eq!(ran.code, 0, "{args:?}\n{}{}", ran.stdout, ran.stderr);
+        ran
+    }
+}
+
+pub fn ran(output: Output) -> Ran {
+    Ran {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// A model that a step of takes milliseconds.
+pub fn tiny() -> Value {
+    json!({
+        "model": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+                  "attention": {"k": 4, "sharing": "key_value"}},
+        "data": {"corpus": "text", "tokenizer": "byte_bpe", "vocab_size": 300, "cache_dir": "cache", "sequence_length": 16,
+                 "validation_fraction": 0.2, "max_validation_sequences": 16},
+        "train": {"max_steps": 6, "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 2, "log_every": 2, "eval_every": 3, "checkpoint_every": 3},
+        "run": {"dir": "run"}
+    })
+}
+
+pub fn set(config: &mut Value, key: &str, value: Value) {
+    let slot = key.split('.').fold(config, |at, part| &mut at[part]);
+    *slot = value;
+}
+
+/// Sentences that differ from document to document.
+pub fn prose(i: usize) -> String {
+    let subjects = ["The ship", "A sailor", "The captain", "Her sister", "The committee", "An old man"];
+    let verbs = ["saw", "praised", "forgot", "carried", "questioned", "remembered"];
+    let objects = ["the harbour", "a letter", "the new law", "his garden", "seven stones", "the winter"];
+    let sentence = |j: usize| format!("{} {} {}.", subjects[(i + j) % 6], verbs[(i * 3 + j / 2) % 6], objects[(i * 5 + j / 3) % 6]);
+    (0..40).map(sentence).collect::<Vec<_>>().join(" ")
+}
+
+/// Every file below a folder with its bytes, to see whether anything changed.
+pub fn snapshot(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path)
+            } else {
+                files.push((path.clone(), std::fs::read(&path).unwrap()))
+            }
+        }
+    }
+    files.sort();
+    files
+}

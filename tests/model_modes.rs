@@ -1,0 +1,221 @@
+//! Properties of every mode: gradients reach every weight, padding never matters, orders agree, counts are the paper's.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use linformer::config::Model;
+use linformer::model::size::{distinct_projections, forward_flops_per_token, parameters_by_part};
+use linformer::model::{ClassificationHead, Encoder, Input, MaskedLmHead, Parameters, Pass};
+use serde_json::{json, Value};
+use tch::{Device, Kind, Tensor};
+
+const SHARING: [&str; 4] = ["none", "headwise", "key_value", "layerwise"];
+const PROJECTION: [&str; 5] = ["learned", "fixed", "mean_pool", "max_pool", "conv"];
+
+fn model(attention: Value) -> Model {
+    serde_json::from_value(json!({"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 32, "max_position_embeddings": 18, "attention": attention}))
+    .unwrap()
+}
+
+fn build(config: &Model) -> (Parameters, Encoder) {
+    let mut parameters = Parameters::new(3, Device::Cpu);
+    let encoder = Encoder::new(&mut parameters, config);
+    (parameters, encoder)
+}
+
+/// Ids 5..50 without padding.
+fn ids(batch: i64, length: i64) -> Tensor {
+    (Tensor::arange(batch * length, (Kind::Int64, Device::Cpu)) * 7).remainder(45).view([batch, length]) + 5
+}
+
+fn every_mode() -> Vec<Value> {
+    let mut modes: Vec<Value> = SHARING.iter().flat_map(|s| PROJECTION.map(|p| json!({"k": 4, "sharing": s, "projection": p}))).collect();
+    // k that does not divide n, per layer, and per layer and head.
+    modes.extend(PROJECTION.map(|p| json!({"k": 5, "sharing": "key_value", "projection": p})));
+    modes.extend(PROJECTION.map(|p| json!({"k": [3, 7], "sharing": "headwise", "projection": p})));
+    modes.extend(PROJECTION.map(|p| json!({"k": [[3, 6], [5, 2]], "sharing": "none", "projection": p})));
+    modes.push(json!({"kind": "full"}));
+    modes
+}
+
+#[test]
+fn every_trainable_weight_gets_a_gradient_in_every_mode() {
+    for attention in every_mode() {
+        let config = model(attention.clone());
+        let (mut parameters, encoder) = build(&config);
+        let mlm = MaskedLmHead::new(&mut parameters, &config, encoder.word_embeddings());
+        let classifier = ClassificationHead::new(&mut parameters, &config, 3);
+        let pass = Pass::training(Kind::Float, 1, 1, 0);
+        let hidden = encoder.forward(&Input { ids: ids(3, 16), attention_mask: None }, &pass).unwrap();
+        let logits = mlm.forward(&hidden, &Tensor::from_slice(&[1i64, 9, 30]));
+        let loss = logits.square().mean(Kind::Float) + classifier.forward(&hidden, &pass).unwrap().square().sum(Kind::Float);
+        loss.backward();
+        for p in parameters.trainable() {
+            let gradient = p.tensor.grad();
+            assert!(gradient.defined(), "{attention}: {} has no gradient", p.name);
+            assert!(gradient.isfinite().all().int64_value(&[]) == 1, "{attention}: {} is not finite", p.name);
+            // A constant added to all keys shifts every score of a query alike: the softmax does not see the key's bias.
+            if !p.name.ends_with("self.key.bias") {
+                assert!(gradient.abs().max().double_value(&[]) > 0.0, "{attention}: {} has a zero gradient", p.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn outputs_at_real_tokens_do_not_move_when_padding_is_added() {
+    for attention in every_mode() {
+        let (_, encoder) = build(&model(attention.clone()));
+        let pass = Pass::evaluation(Kind::Float);
+        for length in [1, 3, 7, 11] {
+            let text = ids(2, length);
+            let alone = encoder.forward(&Input { ids: text.shallow_clone(), attention_mask: None }, &pass).unwrap();
+            for padded_to in [length + 1, 16] {
+                let extra = padded_to - length;
+                let input = Input {
+                    ids: Tensor::cat(&[text.shallow_clone(), Tensor::ones([2, extra], (Kind::Int64, Device::Cpu))], 1),
+                    attention_mask: Some(Tensor::cat(&[text.ones_like(), Tensor::zeros([2, extra], (Kind::Int64, Device::Cpu))], 1)),
+                };
+                let padded = encoder.forward(&input, &pass).unwrap().narrow(1, 0, length);
+                let worst = (&alone - &padded).abs().max().double_value(&[]);
+                assert!(worst < 1e-5, "{attention}, length {length} padded to {padded_to}: {worst:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn compress_first_and_project_first_are_one_function() {
+    for (sharing, projection) in
+        ["headwise", "key_value", "layerwise"].iter().flat_map(|s| ["learned", "fixed", "mean_pool", "conv"].map(|p| (*s, p)))
+    {
+        let run = |order: &str| {
+            let (parameters, encoder) = build(&model(json!({"k": 5, "sharing": sharing, "projection": projection, "order": order})));
+            // A bias that would show if it were mixed into the compression.
+            parameters
+                .iter()
+                .filter(|p| p.name.ends_with("self.value.bias"))
+                .for_each(|p| tch::no_grad(|| drop(p.tensor.shallow_clone().fill_(0.7))));
+            let mask = Tensor::from_slice(&[1i64; 16]).view([1, 16]);
+            encoder.forward(&Input { ids: ids(1, 16), attention_mask: Some(mask) }, &Pass::evaluation(Kind::Float)).unwrap()
+        };
+        assert!(run("compress_first").allclose(&run("project_first"), 1e-5, 1e-5, false), "{sharing} {projection}");
+    }
+}
+
+#[test]
+fn a_12_x_12_model_has_288_24_12_and_1_projections() {
+    for (sharing, expected) in SHARING.iter().zip([288, 24, 12, 1]) {
+        for projection in ["learned", "conv"] {
+            let config: Model = serde_json::from_value(
+                json!({"vocab_size": 100, "max_position_embeddings": 514, "attention": {"sharing": sharing, "projection": projection}}),
+            )
+            .unwrap();
+            assert_eq!(distinct_projections(&config), expected, "{sharing} {projection}");
+        }
+    }
+}
+
+/// fairseq's linformer_roberta_base (n 512, k 128, headwise) has 124,697,433 weights for 50,265 tokens without its
+/// projections: RoBERTa-base with the MLM head, as Hugging Face counts it.
+#[test]
+fn roberta_base_has_its_known_size() {
+    let config: Model = serde_json::from_value(json!({"vocab_size": 50265, "max_position_embeddings": 514})).unwrap();
+    let parts = parameters_by_part(&config);
+    let of = |name: &str| parts.iter().find(|(part, _)| *part == name).unwrap().1;
+    assert_eq!(of("projections E, F"), 24 * 128 * 512);
+    assert_eq!(of("word embeddings"), 50265 * 768);
+    assert_eq!(parts.iter().map(|(_, n)| n).sum::<i64>() - of("projections E, F"), 124_697_433);
+}
+
+#[test]
+fn flops_grow_with_n_for_full_attention_alone() {
+    let per_token = |kind: &str, n: i64| {
+        let config: Model = serde_json::from_value(
+            json!({"vocab_size": 1000, "max_position_embeddings": n + 2, "attention": {"kind": kind, "sharing": "layerwise"}}),
+        )
+        .unwrap();
+        forward_flops_per_token(&config, n, 0.0)
+    };
+    assert!(per_token("full", 8192) > 2.0 * per_token("full", 512));
+    assert!(per_token("linformer", 8192) <= per_token("linformer", 512));
+}
+
+#[test]
+fn fixed_projections_stay_and_learned_ones_move() {
+    for (projection, moves) in [("fixed", false), ("learned", true)] {
+        let (parameters, encoder) = build(&model(json!({"k": 4, "sharing": "key_value", "projection": projection})));
+        let train = linformer::config::Train { learning_rate: 0.1, weight_decay: 0.1, ..Default::default() };
+        let mut optimizer = linformer::train::optimizer::Optimizer::new(&parameters, &train);
+        let name = "roberta.encoder.layer.0.attention.self.key_projection";
+        let before = parameters.get(name).unwrap().tensor.detach().copy();
+        encoder
+            .forward(&Input { ids: ids(1, 16), attention_mask: None }, &Pass::evaluation(Kind::Float))
+            .unwrap()
+            .square()
+            .select(2, 0)
+            .sum(Kind::Float)
+            .backward();
+        let norm = optimizer.gradients().unwrap().norm;
+        optimizer.step(0.1, norm).unwrap();
+        assert_eq!(!parameters.get(name).unwrap().tensor.equal(&before), moves, "{projection}");
+    }
+}
+
+#[test]
+fn jl_projections_have_variance_one_over_k() {
+    let config: Model = serde_json::from_value(
+        json!({"vocab_size": 10, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8,
+        "max_position_embeddings": 514, "attention": {"k": 64, "init": "jl", "sharing": "layerwise"}}),
+    )
+    .unwrap();
+    let (parameters, _) = build(&config);
+    let e = &parameters.get("roberta.encoder.shared_projection").unwrap().tensor;
+    assert_eq!(e.size(), [64, 512]);
+    let variance = e.var(true).double_value(&[]);
+    // 5 standard deviations of a sample variance.
+    assert!((variance * 64.0 - 1.0).abs() < 5.0 * (2.0 / (64.0 * 512.0f64)).sqrt(), "{variance}");
+}
+
+#[test]
+fn bf16_is_near_fp32_and_leaves_masters_alone() {
+    for attention in
+        [json!({"kind": "full"}), json!({"k": 4, "sharing": "key_value"}), json!({"k": 4, "sharing": "none", "projection": "max_pool"})]
+    {
+        let (parameters, encoder) = build(&model(attention.clone()));
+        let run = |kind| encoder.forward(&Input { ids: ids(2, 16), attention_mask: None }, &Pass::evaluation(kind)).unwrap();
+        let (fp32, bf16) = (run(Kind::Float), run(Kind::BFloat16));
+        assert_eq!(bf16.kind(), Kind::BFloat16);
+        assert!(bf16.to_kind(Kind::Float).allclose(&fp32, 0.05, 0.05, false), "{attention}");
+        bf16.to_kind(Kind::Float).square().select(2, 0).sum(Kind::Float).backward();
+        assert!(parameters.trainable().all(|p| p.tensor.kind() == Kind::Float && p.tensor.grad().kind() == Kind::Float));
+    }
+}
+
+#[test]
+fn pre_norm_trains_too() {
+    let mut config = model(json!({"k": 4}));
+    config.norm = linformer::config::Norm::Pre;
+    let (parameters, encoder) = build(&config);
+    assert!(parameters.get("roberta.encoder.LayerNorm.weight").is_some());
+    encoder
+        .forward(&Input { ids: ids(1, 16), attention_mask: None }, &Pass::evaluation(Kind::Float))
+        .unwrap()
+        .select(2, 0)
+        .square()
+        .sum(Kind::Float)
+        .backward();
+    assert!(parameters.trainable().filter(|p| !p.name.ends_with("key.bias")).all(|p| p.tensor.grad().abs().max().double_value(&[]) > 0.0));
+}
+
+#[test]
+fn dropout_is_a_function_of_seed_and_step_and_not_of_the_cut() {
+    let (_, encoder) = build(&model(json!({"k": 4, "sharing": "key_value"})));
+    let run = |first: i64, rows: i64, seed, step| {
+        let input = Input { ids: ids(4, 16).narrow(0, first, rows), attention_mask: None };
+        encoder.forward(&input, &Pass::training(Kind::Float, seed, step, first)).unwrap()
+    };
+    let whole = run(0, 4, 1, 1);
+    assert!(whole.equal(&run(0, 4, 1, 1)));
+    assert!(!whole.equal(&run(0, 4, 1, 2)) && !whole.equal(&run(0, 4, 2, 1)));
+    assert!(whole.narrow(0, 2, 2).allclose(&run(2, 2, 1, 1), 1e-6, 1e-6, false));
+}

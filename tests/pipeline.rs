@@ -1,0 +1,175 @@
+//! From text to a report by the commands a user types, and what each leaves behind.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use common::Lab;
+use serde_json::{json, Value};
+
+/// A corpus with the layout of the embedded one: novels and addresses of several years.
+fn library(lab: &Lab) {
+    for i in 0..20 {
+        lab.write(&format!("lib/novels/book/{i:02}.txt"), common::prose(i));
+        let year = 1790 + i * 12;
+        lab.write(&format!("lib/sotu/{year}-Name-1.txt"), format!("In {year} Congress met. {}", common::prose(i + 3)));
+    }
+}
+
+#[test]
+fn pretrain_finetune_sweep_report() {
+    let lab = Lab::new();
+    library(&lab);
+    lab.config("pretrain.json", &[("data.corpus", json!("lib"))]);
+    lab.write("sweep.json", json!({"base": "pretrain.json", "dir": "runs/pre", "variants": [{"name": "full", "set": {"model.attention.kind": "full"}}, {"name": "lin"}], "grid": {"train.seed": [0, 1]}}).to_string());
+    let table = lab.ok(&["sweep", "sweep.json"]).stdout;
+    assert!(table.contains("perplexity") && table.lines().any(|l| l.starts_with("lin ") && l.contains('±')), "{table}");
+
+    lab.ok(&["data", "derive", "lib", "tasks", "--train-rows", "40", "--dev-rows", "10", "--words", "8", "--validation-fraction", "0.2"]);
+    let fine = json!({"data": {"task": "same_source", "task_dir": "tasks", "sequence_length": 16},
+        "train": {"max_steps": 6, "batch_size": 8, "warmup_steps": 1, "eval_every": 2, "log_every": 2}, "run": {"init_from": "runs/pre/lin_seed=0"}});
+    lab.write("fine.json", fine.to_string());
+    lab.write("fine-sweep.json", json!({"base": "fine.json", "dir": "runs/fine", "variants": [{"name": "lin"}, {"name": "random", "set": {"run.init_weights": false}}],
+        "grid": {"data.task": ["same_source", "period"]}}).to_string());
+    lab.ok(&["sweep", "fine-sweep.json"]);
+    let summary = lab.json("runs/fine/lin_task=period/summary.json");
+    assert_eq!((summary["metric"].as_str(), summary["init_weights"].as_bool()), (Some("accuracy"), Some(true)));
+    assert!(summary["value"].as_f64().unwrap() <= 1.0 && summary["majority"].as_f64().unwrap() < 1.0);
+
+    let text = lab.ok(&["report", "runs", "--out", "out"]).stdout;
+    for part in ["lin", "full", "lin from random weights", "unigram frequencies", "majority class", "same_source accuracy"] {
+        assert!(text.contains(part), "no \"{part}\" in\n{text}");
+    }
+    for file in ["report.html", "table.csv", "table.json", "perplexity_by_tokens.png", "perplexity_by_k.svg", "scores.png"] {
+        assert!(lab.path("out").join(file).exists(), "{file}");
+    }
+    assert!(lab.read("out/report.html").contains("<svg"));
+}
+
+#[test]
+fn a_run_leaves_what_the_contract_says() {
+    let lab = Lab::new();
+    lab.config("c.json", &[]);
+    let printed: Value = serde_json::from_str(&lab.ok(&["pretrain", "c.json"]).stdout).unwrap();
+    assert_eq!(printed, lab.json("run/summary.json"));
+    assert_eq!(lab.json("run/config.json")["model"]["vocab_size"], 300, "the config is not the resolved one");
+    assert!(lab.json("run/environment.json")["libtorch"].as_str().unwrap().starts_with("2.11"));
+    let metrics: Vec<Value> = lab.read("run/metrics.jsonl").lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let keys = |split: &str| metrics.iter().find(|m| m["split"] == split).unwrap().as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(
+        keys("train"),
+        ["step", "split", "time", "tokens", "loss", "perplexity", "lr", "grad_norm", "tokens_per_second", "mfu", "data_wait"]
+    );
+    assert_eq!(keys("valid"), ["step", "split", "time", "tokens", "loss", "perplexity", "masked_accuracy", "bits_per_byte"]);
+    let events: Vec<_> = std::fs::read_dir(lab.path("run/tensorboard")).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(events.len(), 1);
+    let bytes = std::fs::read(&events[0]).unwrap();
+    for tag in ["train/loss", "valid/perplexity", "optim/lr", "optim/grad_norm", "speed/tokens_per_second", "speed/mfu"] {
+        assert!(bytes.windows(tag.len()).any(|w| w == tag.as_bytes()), "{tag}");
+    }
+    for file in ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"] {
+        assert!(lab.path("run/checkpoints/step-00000006").join(file).exists(), "{file}");
+    }
+}
+
+#[test]
+fn a_sweep_skips_what_is_done_and_survives_a_failure() {
+    let lab = Lab::new();
+    lab.config("base.json", &[]);
+    let sweep = json!({"base": "base.json", "dir": "runs", "variants": [{"name": "good"}, {"name": "bad", "set": {"train.learning_rate": 1e30, "train.clip_grad_norm": 0}}, {"name": "last"}]});
+    lab.write("sweep.json", sweep.to_string());
+    let ran = lab.run(&["sweep", "sweep.json", "train.max_steps=30"]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.stderr.contains("1 of 3 runs failed: bad"), "{}", ran.stderr);
+    assert!(lab.path("runs/last/summary.json").exists());
+    let before = std::fs::metadata(lab.path("runs/good/summary.json")).unwrap().modified().unwrap();
+    lab.run(&["sweep", "sweep.json", "train.max_steps=30"]);
+    assert_eq!(before, std::fs::metadata(lab.path("runs/good/summary.json")).unwrap().modified().unwrap());
+    assert!(lab.read("runs/table.csv").starts_with("group,runs,parameters,perplexity"));
+}
+
+#[test]
+fn inheritance_and_overrides_reach_the_run() {
+    let lab = Lab::new();
+    lab.config("base.json", &[]);
+    lab.write("deep/child.json", r#"{"extends": "../base.json", "model": {"attention": {"k": 2}}}"#);
+    lab.ok(&["pretrain", "deep/child.json", "train.max_steps=2", "train.warmup_steps=1", "--quiet"]);
+    let config = lab.json("run/config.json");
+    assert_eq!(
+        (&config["model"]["attention"]["k"], &config["train"]["max_steps"], &config["model"]["hidden_size"]),
+        (&json!(2), &json!(2), &json!(16))
+    );
+}
+
+#[test]
+fn a_dry_run_leaves_nothing_behind() {
+    let lab = Lab::new();
+    lab.config("c.json", &[]);
+    lab.ok(&["data", "prepare", "c.json"]);
+    let before = common::snapshot(&lab.path(""));
+    let ran = lab.ok(&["pretrain", "c.json", "--dry-run"]);
+    assert!(ran.stdout.contains("dry run: two steps made"), "{}", ran.stdout);
+    assert!(before == common::snapshot(&lab.path("")), "files were left");
+}
+
+#[test]
+fn info_knows_the_numbers_before_anything_runs() {
+    let lab = Lab::new();
+    lab.write("base.json", r#"{"data": {"corpus": "none"}, "model": {"vocab_size": 50265, "attention": {"sharing": "layerwise"}}, "train": {"max_steps": 1000, "batch_size": 256, "micro_batch_size": 16}}"#);
+    let text = lab.ok(&["info", "base.json", "--peak-tflops", "100"]).stdout;
+    let value = |name: &str| {
+        text.lines()
+            .find(|l| l.starts_with(name))
+            .unwrap_or_else(|| panic!("no {name} in\n{text}"))
+            .split_whitespace()
+            .last()
+            .unwrap()
+            .to_string()
+    };
+    assert_eq!(value("parameters: all"), "124,762,969");
+    assert_eq!(value("distinct projection matrices"), "1");
+    assert_eq!(value("tokens in all"), "131,072,000");
+    assert_eq!(value("micro-batches per step"), "16");
+}
+
+#[test]
+fn a_broken_pipe_is_no_error() {
+    let lab = Lab::new();
+    let script = format!("{} data list | head -n 0; echo ${{PIPESTATUS[0]}}", env!("CARGO_BIN_EXE_linformer"));
+    let output = std::process::Command::new("bash").args(["-c", &script]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "0");
+    drop(lab);
+}
+
+#[test]
+fn doctor_finds_libtorch() {
+    let lab = Lab::new();
+    let text = lab.ok(&["doctor"]).stdout;
+    assert!(text.contains("2.11.0") && text.contains("libtorch") && text.contains("threads"), "{text}");
+}
+
+#[test]
+fn preparing_again_reads_the_cache_and_notices_a_change() {
+    let lab = Lab::new();
+    lab.config("c.json", &[]);
+    let folder = || lab.ok(&["data", "prepare", "c.json"]).stdout.lines().last().unwrap().to_string();
+    let first = folder();
+    let bytes = || std::fs::read_dir(lab.path("cache")).unwrap().count();
+    assert_eq!((folder(), bytes()), (first.clone(), 1));
+    lab.write("text/00.txt", "Something else altogether, and long enough to count as a document of its own.");
+    assert_ne!(folder(), first);
+    assert_eq!(bytes(), 2);
+}
+
+#[test]
+fn prepared_files_do_not_depend_on_the_number_of_threads() {
+    let lab = Lab::new();
+    let read = |threads: &str| {
+        let cache = format!("cache{threads}");
+        lab.config("c.json", &[("data.cache_dir", json!(cache))]);
+        let output = lab.command(&["data", "prepare", "c.json"]).env("RAYON_NUM_THREADS", threads).output().unwrap();
+        assert!(output.status.success());
+        let folder = std::fs::read_dir(lab.path(&cache)).unwrap().next().unwrap().unwrap().path();
+        ["tokenizer.json", "train.bin", "validation.bin"].map(|name| std::fs::read(folder.join(name)).unwrap())
+    };
+    assert!(read("1") == read("4"));
+}

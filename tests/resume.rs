@@ -1,0 +1,192 @@
+//! A run that was stopped and resumed is the run that never stopped; accumulation does not change what is learned.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use common::{Lab, Ran};
+use serde_json::{json, Value};
+use std::time::{Duration, Instant};
+
+fn final_weights(lab: &Lab, run: &str, step: u64) -> Vec<u8> {
+    std::fs::read(lab.path(&format!("{run}/checkpoints/step-{step:08}/model.safetensors"))).unwrap()
+}
+
+/// metrics.jsonl without what a clock says.
+fn metrics(lab: &Lab, run: &str) -> Vec<Value> {
+    let clocks = ["time", "tokens_per_second", "mfu", "data_wait"];
+    let strip = |line: &str| {
+        let mut value: Value = serde_json::from_str(line).unwrap();
+        clocks.iter().for_each(|key| drop(value.as_object_mut().unwrap().remove(*key)));
+        value
+    };
+    lab.read(&format!("{run}/metrics.jsonl")).lines().map(strip).collect()
+}
+
+const DROPOUT: (&str, f64) = ("model.hidden_dropout_prob", 0.1);
+
+#[test]
+fn two_runs_of_one_config_are_equal_bit_for_bit() {
+    let lab = Lab::new();
+    for dir in ["a", "b"] {
+        lab.config("c.json", &[("run.dir", json!(dir)), (DROPOUT.0, json!(DROPOUT.1))]);
+        lab.ok(&["pretrain", "c.json", "--quiet"]);
+    }
+    assert_eq!(final_weights(&lab, "a", 6), final_weights(&lab, "b", 6));
+    assert_eq!(metrics(&lab, "a"), metrics(&lab, "b"));
+}
+
+/// The corpus has few sequences, so 40 steps cross several epochs; the short phase ends on the way.
+#[test]
+fn a_resumed_pretraining_is_the_one_that_never_stopped() {
+    let lab = Lab::new();
+    for precision in ["fp32", "bf16"] {
+        let changes = |dir: &str| {
+            vec![
+                ("run.dir", json!(dir)),
+                ("train.max_steps", json!(40)),
+                ("train.schedule", json!("constant")),
+                ("train.checkpoint_every", json!(7)),
+                ("train.keep_checkpoints", json!(9)),
+                ("train.precision", json!(precision)),
+                ("data.short_sequence_length", json!(8)),
+                ("data.short_steps", json!(10)),
+            ]
+        };
+        let (whole, cut) = (format!("whole-{precision}"), format!("cut-{precision}"));
+        lab.config("whole.json", &changes(&whole));
+        lab.ok(&["pretrain", "whole.json", "--quiet"]);
+        lab.config("cut.json", &changes(&cut));
+        // Stopped after 16 steps: step 14 is the last checkpoint but for the final one, which is taken away.
+        lab.ok(&["pretrain", "cut.json", "train.max_steps=16", "--quiet"]);
+        std::fs::remove_dir_all(lab.path(&format!("{cut}/checkpoints/step-00000016"))).unwrap();
+        lab.ok(&["pretrain", "cut.json", "--resume", "auto", "--quiet"]);
+        assert_eq!(final_weights(&lab, &whole, 40), final_weights(&lab, &cut, 40), "{precision}");
+        let later = |run: &str| metrics(&lab, run).into_iter().filter(|m| m["step"].as_u64() > Some(16)).collect::<Vec<_>>();
+        assert_eq!(later(&whole), later(&cut));
+        let steps: Vec<u64> = metrics(&lab, &cut).iter().filter(|m| m["split"] == "train").map(|m| m["step"].as_u64().unwrap()).collect();
+        assert!(steps.windows(2).all(|w| w[0] < w[1]), "doubled or backward steps: {steps:?}");
+    }
+}
+
+#[test]
+fn micro_batches_give_the_loss_of_one_big_batch() {
+    let lab = Lab::new();
+    let mut losses = Vec::new();
+    for (dir, micro, smoothing) in [("m8", 8, 0.0), ("m3", 3, 0.0), ("m1", 1, 0.0), ("s8", 8, 0.1), ("s3", 3, 0.1)] {
+        lab.config(
+            "c.json",
+            &[
+                ("run.dir", json!(dir)),
+                ("train.micro_batch_size", json!(micro)),
+                ("train.label_smoothing", json!(smoothing)),
+                ("train.log_every", json!(1)),
+                (DROPOUT.0, json!(DROPOUT.1)),
+            ],
+        );
+        lab.ok(&["pretrain", "c.json", "--quiet"]);
+        let train = metrics(&lab, dir).into_iter().filter(|m| m["split"] == "train");
+        losses.push(train.map(|m| (m["loss"].as_f64().unwrap(), m["grad_norm"].as_f64().unwrap())).collect::<Vec<_>>());
+    }
+    for (a, b) in [(0, 1), (0, 2), (3, 4)] {
+        for (x, y) in losses[a].iter().zip(&losses[b]) {
+            assert!((x.0 - y.0).abs() < 2e-5 && (x.1 - y.1).abs() < 1e-3, "{x:?} {y:?}");
+        }
+    }
+    assert!((losses[0][0].0 - losses[3][0].0).abs() > 1e-4, "label smoothing changed nothing");
+}
+
+#[test]
+fn the_logged_rate_is_above_zero_from_the_first_step() {
+    let lab = Lab::new();
+    lab.config("c.json", &[("train.log_every", json!(1)), ("train.max_steps", json!(4)), ("train.warmup_steps", json!(2))]);
+    lab.ok(&["pretrain", "c.json", "--quiet"]);
+    let rates: Vec<f64> = metrics(&lab, "run").iter().filter_map(|m| m["lr"].as_f64()).collect();
+    assert_eq!(rates.iter().map(|r| (r * 1e6).round()).collect::<Vec<_>>(), [500.0, 1000.0, 667.0, 333.0]);
+}
+
+#[test]
+fn evaluation_masks_are_fixed_and_real() {
+    let lab = Lab::new();
+    for (dir, seed) in [("a", 0), ("b", 1)] {
+        // A rate of almost nothing: both evaluations see the same weights.
+        lab.config("c.json", &[("run.dir", json!(dir)), ("train.seed", json!(seed)), ("train.learning_rate", json!(1e-30))]);
+        lab.ok(&["pretrain", "c.json", "--quiet"]);
+        let losses: Vec<f64> = metrics(&lab, dir).iter().filter(|m| m["split"] == "valid").map(|m| m["loss"].as_f64().unwrap()).collect();
+        assert_eq!(losses.len(), 2);
+        assert_eq!(losses[0], losses[1], "masks were drawn anew");
+        assert!(losses[0] > 3.0, "perplexity near 1: nothing was masked");
+    }
+}
+
+/// A signal in the middle of a run: exit 130, a checkpoint, and the resumed run ends as the whole one.
+fn interrupted(signal: &str) {
+    let lab = Lab::new();
+    let changes = |dir: &str| {
+        vec![("run.dir", json!(dir)), ("train.max_steps", json!(600)), ("train.eval_every", json!(0)), ("train.checkpoint_every", json!(0))]
+    };
+    lab.config("whole.json", &changes("whole"));
+    lab.ok(&["pretrain", "whole.json", "--quiet"]);
+    lab.config("cut.json", &changes("cut"));
+    let child = lab
+        .command(&["pretrain", "cut.json", "--quiet"])
+        .stderr(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while std::fs::metadata(lab.path("cut/metrics.jsonl")).map_or(0, |m| m.len()) < 500 {
+        assert!(Instant::now() < deadline, "the run did not start");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    let ran: Ran = common::ran(child.wait_with_output().unwrap());
+    assert_eq!(ran.code, 130, "{}", ran.stderr);
+    assert!(ran.stderr.contains("a checkpoint was written"), "{}", ran.stderr);
+    let saved: Vec<_> =
+        std::fs::read_dir(lab.path("cut/checkpoints")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(saved.len() == 1 && saved[0] != "step-00000600", "the signal came too late: {saved:?}");
+    lab.ok(&["pretrain", "cut.json", "--resume", "auto", "--quiet"]);
+    assert_eq!(final_weights(&lab, "whole", 600), final_weights(&lab, "cut", 600));
+}
+
+#[test]
+fn ctrl_c_writes_a_checkpoint_and_the_run_goes_on() {
+    interrupted("-INT");
+}
+
+#[test]
+fn sigterm_writes_a_checkpoint_and_the_run_goes_on() {
+    interrupted("-TERM");
+}
+
+#[test]
+#[ignore = "slow: kills a run at twelve moments; make test-slow"]
+fn killed_runs_resume_to_the_same_weights() {
+    let lab = Lab::new();
+    let changes = |dir: &str| {
+        vec![
+            ("run.dir", json!(dir)),
+            ("train.max_steps", json!(300)),
+            ("train.eval_every", json!(50)),
+            ("train.checkpoint_every", json!(10)),
+        ]
+    };
+    lab.config("whole.json", &changes("whole"));
+    lab.ok(&["pretrain", "whole.json", "--quiet"]);
+    let expected = final_weights(&lab, "whole", 300);
+    let mut hits = 0;
+    for moment in 0..12u64 {
+        let dir = format!("cut{moment}");
+        lab.config("cut.json", &changes(&dir));
+        let mut child = lab.command(&["pretrain", "cut.json", "--quiet"]).stderr(std::process::Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(300 + moment * 130));
+        if child.try_wait().unwrap().is_none() {
+            hits += 1;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        lab.ok(&["pretrain", "cut.json", "--resume", "auto", "--quiet"]);
+        assert_eq!(expected, final_weights(&lab, &dir, 300), "killed at moment {moment}");
+    }
+    assert!(hits >= 6, "only {hits} of 12 kills hit a living run");
+}
