@@ -161,9 +161,9 @@ fn a_disk_that_is_full_or_read_only() {
     lab.config("ok.json", &[]);
     lab.ok(&["pretrain", "ok.json", "--quiet"]);
     let before = snapshot(&lab.path("run/checkpoints"));
-    // /dev/full-like behaviour for a folder needs a file system of its own; a file-size limit gives the same error class.
+    // A full disk needs a file system of its own; a limit on the size of files fails the same writes.
     let script = format!(
-        "ulimit -f 8; trap '' XFSZ; exec {} pretrain ok.json train.max_steps=12 --resume auto --quiet",
+        "ulimit -f 32; trap '' XFSZ; exec {} pretrain ok.json train.max_steps=12 --resume auto --quiet",
         env!("CARGO_BIN_EXE_linformer")
     );
     let output =

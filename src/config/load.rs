@@ -43,6 +43,11 @@ impl Origins {
         nested.unwrap_or_else(|| "default".into())
     }
 
+    /// Whether a file or the command line set this very key.
+    pub fn sets(&self, key: &str) -> bool {
+        self.0.contains_key(key)
+    }
+
     pub fn error(&self, key: &str, message: impl Into<String>) -> ConfigError {
         ConfigError::Key { origin: self.of(key), key: key.into(), message: message.into() }
     }

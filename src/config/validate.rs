@@ -10,7 +10,10 @@ type Checked = Result<(), ConfigError>;
 impl Config {
     /// Checks everything that can be known before data and checkpoint are opened.
     pub fn validate(&self, origins: &Origins) -> Checked {
-        self.model.validate(origins, self.data.sequence_length)?;
+        // A model that comes from a checkpoint is not known yet.
+        if self.run.init_from.is_none() {
+            self.model.validate(origins, self.data.sequence_length)?;
+        }
         self.validate_data(origins)?;
         self.validate_train(origins)?;
         parse_device(&self.run.device)
@@ -127,7 +130,7 @@ impl Model {
                 format!("found {}, expected a divisor of model.hidden_size = {}", self.num_attention_heads, self.hidden_size),
             ));
         }
-        if !(self.position_init_base > 1.0) {
+        if self.position_init_base.is_nan() || self.position_init_base <= 1.0 {
             return Err(origins.error("model.position_init_base", format!("found {}, expected a number above 1", self.position_init_base)));
         }
         for (key, p) in [

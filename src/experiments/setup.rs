@@ -82,7 +82,7 @@ impl Origin {
             let pointer = format!("/{}", key.trim_start_matches("model.").replace('.', "/"));
             let (theirs, value) =
                 (merged.pointer(&pointer).cloned().unwrap_or_default(), ours.pointer(&pointer).cloned().unwrap_or_default());
-            if theirs == value || origins.of(&key) == "default" || key == "model.max_position_embeddings" {
+            if theirs == value || !origins.sets(&key) || key == "model.max_position_embeddings" {
                 continue;
             }
             if !FREE_KEYS.contains(&key.as_str()) {

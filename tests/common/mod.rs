@@ -21,7 +21,7 @@ impl Lab {
     pub fn new() -> Self {
         let lab = Self { folder: tempfile::tempdir().unwrap() };
         for i in 0..24 {
-            lab.write(&format!("text/{i:02}.txt"), &prose(i));
+            lab.write(&format!("text/{i:02}.txt"), prose(i));
         }
         lab
     }
