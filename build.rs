@@ -19,6 +19,10 @@ fn main() {
     // torch's own copy of the OpenMP runtime: a second one would be a second pool of threads.
     println!("cargo:rustc-link-arg=-l:libgomp.so.1");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+    // Also relative to the program (target/release/), so that the folder may be moved or renamed.
+    for up in ["../..", "../../.."] {
+        println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/{up}/.libtorch/torch/lib");
+    }
 }
 
 fn find_libtorch() -> Result<PathBuf, String> {

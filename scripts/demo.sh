@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 linformer() { "$bin" "$@"; }
 bin=$PWD/target/release/linformer
-rows=(--train-rows 6000 --dev-rows 1000)
+rows=(--train-rows 12000 --dev-rows 1000)
 pretrain=() finetune=()
 if [ "${1:-}" = smoke ]; then
   # The same files from a folder of its own, so that a real demo's runs stay.
@@ -22,7 +22,7 @@ say() { printf '\n== %s  [%d s]\n' "$1" $SECONDS; }
 
 say "1. a tokenizer, token files, and two tasks from the text in data/"
 linformer data prepare experiments/demo/pretrain.json
-linformer data derive data/text runs/demo/tasks --validation-fraction 0.08 "${rows[@]}"
+linformer data derive experiments/demo/pretrain.json runs/demo/tasks --words 18 "${rows[@]}"
 
 say "2. masked-LM pretraining: full attention, Linformer at three k, one started as a mean pool"
 linformer sweep experiments/demo/pretrain-sweep.json "${pretrain[@]}"

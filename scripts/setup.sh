@@ -37,12 +37,13 @@ free=$(df -Pk . | awk 'NR == 2 {print $4}')
 [ "$free" -ge "$need" ] || fail "$((free / 1000)) MB are free here, expected $((need / 1000)) MB for libtorch"
 
 # A folder of its own until all is there: a broken-off install is never taken for a whole one.
+export PIP_ROOT_USER_ACTION=ignore
 partial=$DIR.partial.$$
 trap 'rm -rf "$partial"' EXIT
-rm -rf "$DIR".partial.*
+find . -maxdepth 1 -name "$DIR.partial.*" -mmin +60 -exec rm -rf {} +
 mkdir "$partial"
 echo "setup: fetching libtorch $VERSION ($wanted) ..."
-pip() { python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-compile --target "$partial" "$@" || fail "pip could not install: $*"; }
+pip() { python3 -m pip install --quiet --disable-pip-version-check --no-compile --target "$partial" "$@" || fail "pip could not install: $*"; }
 # The wheel of Python 3.13, whatever Python runs pip: only its libraries and headers are used.
 pip --no-deps --only-binary=:all: --python-version 3.13 --implementation cp --abi cp313 --platform manylinux_2_28_x86_64 "torch==$VERSION"
 if [ $wanted = cuda ]; then

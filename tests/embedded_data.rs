@@ -4,6 +4,7 @@
 mod common;
 
 use common::Lab;
+use serde_json::json;
 use std::collections::HashSet;
 use std::path::Path;
 
@@ -27,7 +28,8 @@ fn runs(text: &str, count: usize) -> HashSet<Vec<String>> {
 fn development_text_is_neither_trained_nor_pretrained_on() {
     let lab = Lab::new();
     let text = corpus();
-    lab.ok(&["data", "derive", text.to_str().unwrap(), "tasks", "--validation-fraction", "0.08"]);
+    lab.config("c.json", &[("data.corpus", json!(text)), ("data.validation_fraction", json!(0.08))]);
+    lab.ok(&["data", "derive", "c.json", "tasks"]);
     // Pretraining reads the documents that are not held out, by the same function of their names.
     let documents = linformer::data::corpus::files(&[text]).unwrap();
     let (held, kept): (Vec<_>, Vec<_>) = documents.iter().partition(|(id, _)| linformer::data::corpus::is_held_out(id, 0.08));
@@ -50,8 +52,9 @@ fn development_text_is_neither_trained_nor_pretrained_on() {
 #[test]
 fn deriving_twice_gives_the_same_files() {
     let lab = Lab::new();
+    lab.config("c.json", &[("data.corpus", json!(corpus()))]);
     for out in ["a", "b"] {
-        lab.ok(&["data", "derive", corpus().to_str().unwrap(), out, "--train-rows", "300", "--dev-rows", "100"]);
+        lab.ok(&["data", "derive", "c.json", out, "--train-rows", "300", "--dev-rows", "100"]);
     }
     let files = |out: &str| {
         common::snapshot(&lab.path(out))

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use linformer::config::Model;
-use linformer::model::size::{distinct_projections, forward_flops_per_token, parameters_by_part};
+use linformer::model::size::{distinct_projections, forward_flops_per_token, parameters_by_part, Head};
 use linformer::model::{ClassificationHead, Encoder, Input, MaskedLmHead, Parameters, Pass};
 use serde_json::{json, Value};
 use tch::{Device, Kind, Tensor};
@@ -120,7 +120,7 @@ fn a_12_x_12_model_has_288_24_12_and_1_projections() {
 #[test]
 fn roberta_base_has_its_known_size() {
     let config: Model = serde_json::from_value(json!({"vocab_size": 50265, "max_position_embeddings": 514})).unwrap();
-    let parts = parameters_by_part(&config);
+    let parts = parameters_by_part(&config, Head::MaskedLm);
     let of = |name: &str| parts.iter().find(|(part, _)| *part == name).unwrap().1;
     assert_eq!(of("projections E, F"), 24 * 128 * 512);
     assert_eq!(of("word embeddings"), 50265 * 768);

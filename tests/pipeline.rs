@@ -24,7 +24,7 @@ fn pretrain_finetune_sweep_report() {
     let table = lab.ok(&["sweep", "sweep.json"]).stdout;
     assert!(table.contains("perplexity") && table.lines().any(|l| l.starts_with("lin ") && l.contains('±')), "{table}");
 
-    lab.ok(&["data", "derive", "lib", "tasks", "--train-rows", "40", "--dev-rows", "10", "--words", "8", "--validation-fraction", "0.2"]);
+    lab.ok(&["data", "derive", "pretrain.json", "tasks", "--train-rows", "40", "--dev-rows", "10", "--words", "8"]);
     let fine = json!({"data": {"task": "same_source", "task_dir": "tasks", "sequence_length": 16},
         "train": {"max_steps": 6, "batch_size": 8, "warmup_steps": 1, "eval_every": 2, "log_every": 2}, "run": {"init_from": "runs/pre/lin_seed=0"}});
     lab.write("fine.json", fine.to_string());

@@ -46,6 +46,8 @@ fn a_resumed_pretraining_is_the_one_that_never_stopped() {
                 ("train.max_steps", json!(40)),
                 ("train.schedule", json!("constant")),
                 ("train.checkpoint_every", json!(7)),
+                // Lines of metrics.jsonl that average over the cut.
+                ("train.log_every", json!(5)),
                 ("train.keep_checkpoints", json!(9)),
                 ("train.precision", json!(precision)),
                 ("data.short_sequence_length", json!(8)),

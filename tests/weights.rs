@@ -11,9 +11,10 @@ use tch::{Device, Kind, Tensor};
 const KEY: &str = "roberta.encoder.layer.0.attention.self.key.weight";
 
 fn model() -> Parameters {
-    let config: Model = serde_json::from_value(json!({"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+    let config: Model =
+        serde_json::from_value(json!({"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
         "intermediate_size": 8, "max_position_embeddings": 10, "attention": {"k": 4}}))
-    .unwrap();
+        .unwrap();
     let mut parameters = Parameters::new(1, Device::Cpu);
     let encoder = Encoder::new(&mut parameters, &config);
     MaskedLmHead::new(&mut parameters, &config, encoder.word_embeddings());
@@ -25,7 +26,8 @@ fn load_with(change: impl Fn(&str, &Tensor) -> Option<Tensor>, extra: Option<&st
     let folder = tempfile::tempdir().unwrap();
     let path: PathBuf = folder.path().join("model.safetensors");
     let source = model();
-    let mut tensors: Vec<(String, Tensor)> = source.iter().filter_map(|p| Some((p.name.clone(), change(&p.name, &p.tensor.detach())?))).collect();
+    let mut tensors: Vec<(String, Tensor)> =
+        source.iter().filter_map(|p| Some((p.name.clone(), change(&p.name, &p.tensor.detach())?))).collect();
     tensors.extend(extra.map(|name| (name.to_string(), Tensor::zeros([1], (Kind::Float, Device::Cpu)))));
     save(&path, tensors.iter().map(|(n, t)| (n.clone(), t)), Default::default()).unwrap();
     let target = model();

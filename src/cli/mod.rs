@@ -11,8 +11,8 @@ use crate::data::prepare::prepare;
 use crate::data::tasks::TASKS;
 use crate::experiments::info::{describe, Speed};
 use crate::experiments::report::Report;
-use crate::experiments::sweep::align;
 use crate::experiments::{self, Finished, Start};
+use crate::table::align;
 use crate::train::interrupt::Interrupt;
 use crate::train::run::Resume;
 use anyhow::{bail, Context, Result};
@@ -82,22 +82,18 @@ enum DataCommand {
     Prepare { config: PathBuf, overrides: Vec<String> },
     /// List the tasks known by name
     List,
-    /// Derive the two embedded tasks from a corpus
+    /// Derive the two embedded tasks from the corpus of a pretraining config, split by its held-out documents
     Derive {
-        /// Folder of documents
-        corpus: PathBuf,
+        config: PathBuf,
         /// Folder for the tasks
         out: PathBuf,
-        #[arg(long, default_value_t = 6000)]
+        #[arg(long, default_value_t = 12000)]
         train_rows: usize,
         #[arg(long, default_value_t = 1000)]
         dev_rows: usize,
         /// Words of a passage; each of a pair has half as many
         #[arg(long, default_value_t = 48)]
         words: usize,
-        /// Share of documents held out; the same as the pretraining's data.validation_fraction
-        #[arg(long, default_value_t = 0.05)]
-        validation_fraction: f64,
     },
 }
 
@@ -110,7 +106,7 @@ struct RunArgs {
     /// auto: go on with what is in the run's folder; never: refuse it; or a checkpoint's folder
     #[arg(long, default_value = "never")]
     resume: String,
-    /// Build everything and run two steps, leaving nothing behind
+    /// Build everything and run two steps; only the prepared corpus is kept
     #[arg(long)]
     dry_run: bool,
     /// Do not print the summary
@@ -183,12 +179,12 @@ fn train(args: RunArgs, finetune: bool) -> Result<Finished> {
         let _ = std::fs::remove_dir_all(scratch);
         if let Finished::Done(summary) = finished? {
             out(&format!(
-                "dry run: two steps made, {:.0} tokens/s; nothing was kept\n",
+                "dry run: two steps made, {:.0} tokens/s; the run was not kept\n",
                 summary["tokens_per_second"].as_f64().unwrap_or(0.0)
             ))?;
             return Ok(Finished::Done(summary));
         }
-        return Ok(Finished::Interrupted);
+        bail!("interrupted");
     }
     let finished = finished?;
     if let (Finished::Done(summary), false) = (&finished, args.quiet) {
@@ -205,6 +201,8 @@ fn shorten(config: &mut Config) -> Result<PathBuf> {
     config.train.max_epochs = None;
     config.train.warmup_steps = config.train.warmup_steps.min(2);
     config.train.log_every = 1;
+    config.train.decay_steps = None;
+    config.data.short_steps = config.data.short_steps.min(1);
     config.data.max_validation_sequences = 8;
     Ok(scratch)
 }
@@ -242,7 +240,7 @@ fn info(config: &Path, overrides: &[String], mfu: f64, peak_tflops: Option<f64>)
     if !(mfu > 0.0 && peak > 0.0) {
         bail!("--mfu and --peak-tflops: expected numbers above 0");
     }
-    out(&describe(&config, Speed { mfu, peak_tflops: peak }))?;
+    out(&describe(&config, &origins, Speed { mfu, peak_tflops: peak })?)?;
     Ok(Finished::Done(Value::Null))
 }
 
@@ -273,9 +271,10 @@ fn data(command: DataCommand) -> Result<Finished> {
             let header = ["task", "classes", "texts", "metric", "  about"].map(str::to_string).to_vec();
             out(&align(std::iter::once(header).chain(TASKS.iter().map(row)).collect()))?;
         }
-        DataCommand::Derive { corpus, out: folder, train_rows, dev_rows, words, validation_fraction } => {
-            let amounts = Amounts { train_rows, dev_rows, words };
-            for line in derive(&[corpus], validation_fraction, amounts, &folder)? {
+        DataCommand::Derive { config, out: folder, train_rows, dev_rows, words } => {
+            let (config, origins) = load::load(&config, &[])?;
+            check_kind(&config, &origins, false)?;
+            for line in derive(&config.data, Amounts { train_rows, dev_rows, words }, &folder)? {
                 out(&(line + "\n"))?;
             }
         }

@@ -72,10 +72,6 @@ impl Model {
         self.max_position_embeddings.unwrap_or(0) - self.pad_token_id - 1
     }
 
-    pub fn head_size(&self) -> i64 {
-        self.hidden_size / self.num_attention_heads
-    }
-
     /// Token ids, once known.
     pub fn vocabulary(&self) -> i64 {
         self.vocab_size.unwrap_or(0)

@@ -1,7 +1,9 @@
 //! Keys of the groups `data`, `train` and `run`, with their defaults.
 
 use super::model::{choice, Model};
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 use std::path::PathBuf;
 
 /// A whole run.
@@ -15,11 +17,22 @@ pub struct Config {
 }
 
 /// One path, or several.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum OneOrMany {
     One(PathBuf),
     Many(Vec<PathBuf>),
+}
+
+impl<'de> Deserialize<'de> for OneOrMany {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let parsed = match &value {
+            Value::String(path) => Some(Self::One(path.into())),
+            _ => serde_json::from_value(value.clone()).ok().map(Self::Many),
+        };
+        parsed.ok_or_else(|| D::Error::custom(format!("found {value}, expected a path or a list of paths")))
+    }
 }
 
 impl OneOrMany {
@@ -37,11 +50,22 @@ choice!(
 );
 
 /// A task by its name in the table (`linformer data list`), or a table row of one's own.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum TaskChoice {
     Named(String),
     Own(OwnTask),
+}
+
+impl<'de> Deserialize<'de> for TaskChoice {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::String(name) => Ok(Self::Named(name)),
+            // The message of a misspelt key names the right ones.
+            object @ Value::Object(_) => serde_json::from_value(object).map(Self::Own).map_err(D::Error::custom),
+            other => Err(D::Error::custom(format!("found {other}, expected a task's name or a description {{...}}"))),
+        }
+    }
 }
 
 /// A user's own task: two TSV files with a header line.
@@ -60,13 +84,20 @@ pub struct OwnTask {
     /// The labels in their order; empty for a regression on numbers.
     #[serde(default)]
     pub labels: Vec<String>,
-    /// accuracy, f1, matthews, pearson or spearman.
-    #[serde(default = "accuracy")]
+    /// accuracy (any classes), f1 or matthews (two classes), pearson or spearman (numbers); empty: accuracy or pearson.
+    #[serde(default)]
     pub metric: String,
 }
 
-fn accuracy() -> String {
-    "accuracy".into()
+impl OwnTask {
+    /// The metric by name, or the usual one.
+    pub fn metric_name(&self) -> &str {
+        match (self.metric.as_str(), self.labels.is_empty()) {
+            ("", true) => "pearson",
+            ("", false) => "accuracy",
+            (name, _) => name,
+        }
+    }
 }
 
 /// What is learned from. Paths are relative to the working directory.

@@ -68,12 +68,20 @@ impl Sweep {
         let dir = if file.dir.as_os_str().is_empty() { PathBuf::from("runs").join(stem) } else { file.dir.clone() };
         let only = [Variant::default()];
         let variants = if file.variants.is_empty() { &only[..] } else { &file.variants };
+        refuse_overrides(overrides, &file, variants)?;
         let mut runs: Vec<SweepRun> = Vec::new();
         for variant in variants {
             for point in grid_points(&file.grid).map_err(|key| key_error(&format!("grid.{key}"), "expected a list of values, not empty"))? {
                 let run = expand(&base, &file, variant, &point, &dir, overrides, &origin)?;
                 if runs.iter().any(|other| other.name == run.name) {
                     return Err(key_error("variants", &format!("two runs would be named {}", run.name)));
+                }
+                if run.name.starts_with('.') || run.name == "configs" || run.name.len() > MAX_NAME {
+                    let message = format!(
+                        "a run would be named \"{}\", expected at most {MAX_NAME} characters, not configs, not beginning with a dot",
+                        run.name
+                    );
+                    return Err(key_error("variants", &message));
                 }
                 runs.push(run);
             }
@@ -83,6 +91,23 @@ impl Sweep {
 }
 
 type Point = Vec<(String, Value)>;
+
+/// Of a file name.
+const MAX_NAME: usize = 200;
+
+/// An override that undid what tells the runs apart would make them one.
+fn refuse_overrides(overrides: &[String], file: &SweepFile, variants: &[Variant]) -> Result<(), ConfigError> {
+    let varied = file.grid.keys().chain(variants.iter().flat_map(|v| v.set.keys()));
+    let varied: Vec<&str> = varied.map(String::as_str).chain(["run.dir"]).collect();
+    for text in overrides {
+        let key = text.split('=').next().unwrap_or_default();
+        if let Some(clash) = varied.iter().find(|v| **v == key || v.starts_with(&format!("{key}.")) || key.starts_with(&format!("{v}."))) {
+            let message = format!("cannot be set for all runs: the sweep sets {clash} for each");
+            return Err(ConfigError::Key { origin: "command line".into(), key: key.into(), message });
+        }
+    }
+    Ok(())
+}
 
 fn expand(
     base: &Raw,
@@ -174,6 +199,19 @@ mod tests {
         assert_eq!(sweep.runs[7].group, "lin_k=16");
         assert_eq!(sweep.runs[7].config.train.seed, 1);
         assert_eq!(sweep.runs[7].config.run.dir, Some("runs/s/lin_k=16_seed=1".into()));
+    }
+
+    #[test]
+    fn an_override_may_not_make_runs_alike() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(BASE.0), BASE.1).unwrap();
+        let path = folder.path().join("s.json");
+        std::fs::write(&path, r#"{"base": "base.json", "grid": {"train.seed": [0, 1]}}"#).unwrap();
+        for text in ["train.seed=5", "run.dir=x"] {
+            let error = Sweep::load(&path, &[text.to_string()]).err().unwrap().to_string();
+            assert!(error.contains("cannot be set for all runs"), "{error}");
+        }
+        assert_eq!(Sweep::load(&path, &["train.max_steps=700".to_string()]).unwrap().runs.len(), 2);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::load::{ConfigError, Origins};
 use super::model::{AttentionKind, KSpec, Model, Order, Projection, Sharing};
-use super::schema::{Config, TaskChoice};
+use super::schema::{Config, OwnTask, TaskChoice};
 use crate::eval::Metric;
 
 type Checked = Result<(), ConfigError>;
@@ -55,14 +55,34 @@ impl Config {
             ));
         }
         match &data.task {
-            Some(TaskChoice::Own(task)) if task.metric.parse::<Metric>().is_err() => {
-                Err(origins.error("data.task.metric", format!("found \"{}\", expected one of {}", task.metric, Metric::names())))
-            }
-            Some(TaskChoice::Own(task)) if task.labels.len() == 1 => {
-                Err(origins.error("data.task.labels", "found 1 label, expected at least 2, or none for a regression"))
-            }
+            Some(TaskChoice::Own(task)) => self.validate_task(task, origins),
             _ => Ok(()),
         }
+    }
+
+    /// Labels and metric of a user's own task have to fit each other.
+    fn validate_task(&self, task: &OwnTask, origins: &Origins) -> Checked {
+        let name = task.metric_name();
+        let metric: Metric = name
+            .parse()
+            .map_err(|()| origins.error("data.task.metric", format!("found \"{name}\", expected one of {}", Metric::names())))?;
+        let classes = task.labels.len();
+        let fits = match metric {
+            Metric::Accuracy => classes >= 2,
+            Metric::F1 | Metric::Matthews => classes == 2,
+            Metric::Pearson | Metric::Spearman => classes == 0,
+        };
+        if !fits {
+            let message = format!("found {name} with {classes} labels, expected accuracy with 2 or more, f1 or matthews with 2, pearson or spearman with none");
+            return Err(origins.error("data.task.metric", message));
+        }
+        if let Some((_, twice)) = task.labels.iter().enumerate().find(|(i, label)| task.labels[..*i].contains(label)) {
+            return Err(origins.error("data.task.labels", format!("found \"{twice}\" twice, expected distinct labels")));
+        }
+        if classes == 0 && self.train.label_smoothing > 0.0 {
+            return Err(origins.error("train.label_smoothing", "is for classes; this task is a regression, expected 0"));
+        }
+        Ok(())
     }
 
     fn validate_train(&self, origins: &Origins) -> Checked {
@@ -81,6 +101,8 @@ impl Config {
                     format!("found {}, expected at most train.max_steps = {}", train.warmup_steps, train.max_steps),
                 ));
             }
+        } else if train.max_epochs.is_some_and(|e| e.is_nan() || e <= 0.0) {
+            return Err(origins.error("train.max_epochs", "expected a number above 0"));
         } else if self.data.task.is_none() {
             return Err(origins.error("train.max_epochs", "is for fine-tuning; give a pretraining run train.max_steps"));
         }
@@ -174,6 +196,7 @@ impl Model {
                 return Err(origins.error(key, "layers differ, expected one k: sharing layerwise has one matrix for all layers"))
             }
             KSpec::PerLayer(_) => {}
+            KSpec::PerHead(list) if list.is_empty() => return Err(origins.error(key, "found an empty list, expected one k for each layer")),
             KSpec::PerHead(_) if attention.sharing != Sharing::None => {
                 return Err(
                     origins.error(key, format!("found one k per head, expected model.attention.sharing none, found {}", attention.sharing))

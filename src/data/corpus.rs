@@ -17,7 +17,7 @@ pub struct Document {
 pub fn files(paths: &[PathBuf]) -> Result<Vec<(String, PathBuf)>, DataError> {
     let mut found = Vec::new();
     for path in paths {
-        let meta = std::fs::metadata(path).map_err(DataError::io(path))?;
+        let meta = std::fs::metadata(path).map_err(|source| DataError::Corpus { path: path.clone(), source })?;
         if meta.is_dir() {
             walk(path, "", &mut found)?;
         } else {

@@ -8,10 +8,10 @@
 
 use super::corpus::{documents, files, is_held_out, Document};
 use super::DataError;
-use crate::config::DocumentRule;
+use crate::config::{Data, DocumentRule};
 use crate::random::{hash_name, Purpose, Stream};
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Classes of `period`: addresses before the Civil War, up to the New Deal, and since.
 pub const PERIODS: &[&str] = &["1790-1860", "1861-1932", "1933-2026"];
@@ -27,17 +27,23 @@ pub struct Amounts {
 }
 
 /// Writes `period/{train,dev}.tsv` and `same_source/{train,dev}.tsv` below `out`; gives what was written.
-pub fn derive(corpus: &[PathBuf], validation_fraction: f64, amounts: Amounts, out: &Path) -> Result<Vec<String>, DataError> {
-    let files = files(corpus)?;
+///
+/// Corpus and held-out share are the pretraining's own, so that its validation documents are the tasks' development documents.
+pub fn derive(data: &Data, amounts: Amounts, out: &Path) -> Result<Vec<String>, DataError> {
+    if data.document != DocumentRule::File {
+        return Err(DataError::Task(format!("data.document: found {}, expected file: the tasks are split by files", data.document)));
+    }
+    let corpus = data.corpus.as_ref().map(|c| c.paths()).unwrap_or_default();
+    let files = files(&corpus)?;
     let all: Vec<Document> = documents(&files, DocumentRule::File).collect::<Result<_, _>>()?;
     let mut written = Vec::new();
     for (split, rows) in [("train", amounts.train_rows), ("dev", amounts.dev_rows)] {
-        let part: Vec<&Document> = all.iter().filter(|d| is_held_out(&d.id, validation_fraction) == (split == "dev")).collect();
+        let part: Vec<&Document> = all.iter().filter(|d| is_held_out(&d.id, data.validation_fraction) == (split == "dev")).collect();
         for (task, text) in
             [("period", period_rows(&part, rows, amounts.words)), ("same_source", pair_rows(&part, rows, amounts.words / 2))]
         {
             let text = text.ok_or_else(|| {
-                DataError::Task(format!("{}: too little text for the {split} rows of {task}", super::corpus::no_text(corpus)))
+                DataError::Task(format!("too little text for the {split} rows of {task}: it needs addresses named sotu/YEAR-... and other documents, both among those {}", if split == "dev" { "held out" } else { "not held out" }))
             })?;
             let path = out.join(task).join(format!("{split}.tsv"));
             let folder = out.join(task);

@@ -1,6 +1,6 @@
 //! Text to batches: plain integers all the way; only [`batch`] makes tensors.
 //!
-//! [`corpus`] reads documents, [`tokenizer`] turns text into ids, [`shards`] is the token file, [`prepare`] makes token
+//! [`corpus`] reads documents, [`tokenizer`] turns text into ids, [`token_file`] is the token file, [`prepare`] makes token
 //! files from a corpus once, [`masking`] and [`pretraining`] draw masked sequences from them in the [`order`] of an epoch; [`tasks`] is the table of
 //! fine-tuning tasks, [`derive`] makes two of them from a corpus.
 
@@ -11,8 +11,8 @@ pub mod masking;
 pub mod order;
 pub mod prepare;
 pub mod pretraining;
-pub mod shards;
 pub mod tasks;
+pub mod token_file;
 pub mod tokenizer;
 
 use std::path::PathBuf;
@@ -26,7 +26,9 @@ pub enum DataError {
     InvalidUtf8 { path: PathBuf, offset: usize },
     #[error("{path}: a NUL byte at byte {offset}; is this a text file?")]
     NulByte { path: PathBuf, offset: usize },
-    #[error("{paths}: no .txt file with text in it")]
+    #[error("data.corpus: {path}: {source}; expected a .txt file or a folder of them (paths are relative to the working directory)")]
+    Corpus { path: PathBuf, source: std::io::Error },
+    #[error("data.corpus: {paths}: no .txt file with text in it")]
     NoText { paths: String },
     #[error("{what}: {found} sequences of {length} tokens, expected at least {expected}; {remedy}")]
     TooSmall { what: String, found: usize, length: i64, expected: usize, remedy: &'static str },

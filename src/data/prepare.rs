@@ -1,17 +1,18 @@
 //! Corpus to token files, once: a folder named after everything it was made from, written aside and renamed.
 
 use super::corpus::{documents, files, is_held_out, no_text, Document};
-use super::shards::{TokenFile, TokenWriter};
+use super::token_file::{TokenFile, TokenWriter};
 use super::tokenizer::Tokenizer;
 use super::DataError;
 use crate::config::Data;
+use crate::digest::{file_sha256, hex};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 /// Raised when the same input would be prepared differently.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Documents encoded side by side; memory is that of one such batch.
 const BATCH: usize = 64;
 
@@ -21,6 +22,7 @@ pub struct Meta {
     pub format: u32,
     pub tokenizer_sha256: String,
     pub train_sha256: String,
+    pub validation_sha256: String,
     pub vocab_size: usize,
     pub train: SplitCounts,
     pub validation: SplitCounts,
@@ -134,7 +136,7 @@ fn write_into(
         splits.iter().zip(&batch).for_each(|(split, d)| bytes[*split] += d.text.len() as u64);
         let encoded = tokenizer.encode_all(batch.into_iter().map(|d| d.text).collect())?;
         for (ids, split) in encoded.iter().zip(&splits) {
-            writers[*split].document(ids, tokenizer.special.separator)?;
+            writers[*split].document(ids, tokenizer.special.sep)?;
             if *split == 0 {
                 ids.iter().for_each(|id| counts[*id as usize] += 1);
             }
@@ -142,10 +144,12 @@ fn write_into(
     }
     let [train, validation] = writers;
     let ((train_tokens, train_documents), (tokens, documents)) = (train.finish()?, validation.finish()?);
+    let sha256_of = |name: &str| file_sha256(&aside.join(name)).map(|(_, sha256)| sha256).map_err(DataError::io(aside.join(name)));
     let meta = Meta {
         format: FORMAT,
         tokenizer_sha256: hex(&Sha256::digest(json.as_bytes())),
-        train_sha256: file_sha256(&aside.join("train.bin"))?,
+        train_sha256: sha256_of("train.bin")?,
+        validation_sha256: sha256_of("validation.bin")?,
         vocab_size,
         train: SplitCounts { documents: train_documents, tokens: train_tokens, bytes: bytes[0] },
         validation: SplitCounts { documents, tokens, bytes: bytes[1] },
@@ -168,16 +172,4 @@ fn make_tokenizer(data: &Data, given: Option<&Path>, files: &[(String, PathBuf)]
         }
         path => Tokenizer::load(Path::new(path)),
     }
-}
-
-fn file_sha256(path: &Path) -> Result<String, DataError> {
-    let mut hash = Sha256::new();
-    let mut file = std::fs::File::open(path).map_err(DataError::io(path))?;
-    std::io::copy(&mut file, &mut hash).map_err(DataError::io(path))?;
-    Ok(hex(&hash.finalize()))
-}
-
-/// Lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -4,7 +4,7 @@ use super::batch::MlmBatch;
 use super::masking::Masking;
 use super::order::EpochOrder;
 use super::prepare::Prepared;
-use super::shards::TokenFile;
+use super::token_file::TokenFile;
 use super::DataError;
 use crate::config::Config;
 use crate::random::{combine, Purpose, Stream};
@@ -23,6 +23,8 @@ pub struct MlmData {
     short: Option<(Blocks, u64)>,
     train: Blocks,
     validation: Blocks,
+    /// Sequences of the validation part, used or not.
+    validation_available: usize,
 }
 
 /// A token file cut into sequences, and how many of them make a step.
@@ -52,7 +54,7 @@ impl MlmData {
         let train = Blocks::new(&prepared.train, length, batch, seed);
         let mut validation = Blocks::new(&prepared.validation, length, batch, seed);
         if train.count < batch {
-            let what = "the corpus is smaller than one batch".to_string();
+            let what = format!("the corpus is smaller than one batch ({} documents to train on)", prepared.train.documents);
             return Err(DataError::TooSmall {
                 what,
                 found: train.count,
@@ -71,8 +73,9 @@ impl MlmData {
                 remedy: "raise data.validation_fraction, add documents, or part them differently (data.document)",
             });
         }
+        let available = validation.count;
         if data.max_validation_sequences > 0 {
-            validation.count = validation.count.min(data.max_validation_sequences);
+            validation.count = available.min(data.max_validation_sequences);
         }
         let short = data.short_sequence_length.filter(|_| data.short_steps > 0).map(|short| {
             let short = short as usize;
@@ -85,6 +88,7 @@ impl MlmData {
             short,
             train,
             validation,
+            validation_available: available,
             prepared,
         })
     }
@@ -108,7 +112,7 @@ impl MlmData {
         let first = (step - 1 - before) * blocks.per_step as u64;
         let mut batch = MlmBatch::new(blocks.length);
         for sample in first..first + blocks.per_step as u64 {
-            let mut ids = blocks.sequence(&self.prepared.train, self.prepared.tokenizer.special.first, blocks.order.item(sample));
+            let mut ids = blocks.sequence(&self.prepared.train, self.prepared.tokenizer.special.cls, blocks.order.item(sample));
             let mask = Stream::new(self.seed, Purpose::Mask, combine(blocks.length as u64, sample));
             let targets = self.masking.apply(&mut ids, mask);
             batch.push(&ids, &targets);
@@ -119,8 +123,10 @@ impl MlmData {
     /// Validation sequences `first..`, at most `count`; the same at every evaluation.
     pub fn validation_batch(&self, first: usize, count: usize) -> MlmBatch {
         let mut batch = MlmBatch::new(self.validation.length);
-        for block in first..(first + count).min(self.validation.count) {
-            let mut ids = self.validation.sequence(&self.prepared.validation, self.prepared.tokenizer.special.first, block);
+        for sequence in first..(first + count).min(self.validation.count) {
+            // Spread over all held-out documents when not all sequences are used.
+            let block = (sequence as u64 * self.validation_available as u64 / self.validation.count as u64) as usize;
+            let mut ids = self.validation.sequence(&self.prepared.validation, self.prepared.tokenizer.special.cls, block);
             let targets = self.evaluation_masking.apply(&mut ids, Stream::new(EVALUATION_SEED, Purpose::EvaluationMask, block as u64));
             batch.push(&ids, &targets);
         }

@@ -94,8 +94,10 @@ impl TaskSpec {
     }
 
     fn own(task: &OwnTask) -> Result<Self, DataError> {
-        let metric =
-            task.metric.parse().map_err(|()| DataError::Task(format!("data.task.metric: no metric is named \"{}\"", task.metric)))?;
+        let metric = task
+            .metric_name()
+            .parse()
+            .map_err(|()| DataError::Task(format!("data.task.metric: no metric is named \"{}\"", task.metric)))?;
         Ok(Self {
             name: task.name.clone(),
             train: task.train.clone(),
@@ -149,11 +151,11 @@ fn layout(tokenizer: &Tokenizer, a: &[u32], b: Option<&[u32]>, length: usize) ->
     match b {
         None => {
             let a = &a[..a.len().min(length - 2)];
-            [&[special.first], a, &[special.separator]].concat()
+            [&[special.cls], a, &[special.sep]].concat()
         }
         Some(b) => {
             let (keep_a, keep_b) = longest_first(a.len(), b.len(), length - 4);
-            [&[special.first], &a[..keep_a], &[special.separator; 2], &b[..keep_b], &[special.separator]].concat()
+            [&[special.cls], &a[..keep_a], &[special.sep; 2], &b[..keep_b], &[special.sep]].concat()
         }
     }
 }
@@ -263,6 +265,6 @@ mod tests {
         let rows = examples("a\tb\tlabel\nxy\tabcdefghijklmnop\t1\n", &spec(true, &["0", "1"]), 12).unwrap();
         let special = Tokenizer::bytes().unwrap().special;
         assert_eq!(rows[0].ids.len(), 12);
-        assert_eq!(rows[0].ids[3..5], [special.separator; 2]);
+        assert_eq!(rows[0].ids[3..5], [special.sep; 2]);
     }
 }

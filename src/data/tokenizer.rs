@@ -15,10 +15,10 @@ const SPECIAL: [&str; 5] = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"];
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpecialIds {
     /// First of every sequence (`<s>` or `[CLS]`).
-    pub first: u32,
+    pub cls: u32,
     pub pad: u32,
     /// End of a segment (`</s>` or `[SEP]`).
-    pub separator: u32,
+    pub sep: u32,
     pub mask: u32,
 }
 
@@ -93,13 +93,13 @@ impl Tokenizer {
             })
         };
         let special = SpecialIds {
-            first: find("first", ["<s>", "[CLS]"])?,
+            cls: find("first", ["<s>", "[CLS]"])?,
             pad: find("padding", ["<pad>", "[PAD]"])?,
-            separator: find("separator", ["</s>", "[SEP]"])?,
+            sep: find("separator", ["</s>", "[SEP]"])?,
             mask: find("mask", ["<mask>", "[MASK]"])?,
         };
         let declared = inner.get_added_tokens_decoder().into_iter().filter(|(_, token)| token.special).map(|(id, _)| id);
-        let mut special_ids: Vec<u32> = declared.chain([special.first, special.pad, special.separator, special.mask]).collect();
+        let mut special_ids: Vec<u32> = declared.chain([special.cls, special.pad, special.sep, special.mask]).collect();
         special_ids.sort_unstable();
         special_ids.dedup();
         // Ids may have holes (RoBERTa's have): the embedding needs a row up to the largest.
@@ -165,7 +165,7 @@ mod tests {
     #[test]
     fn special_ids_are_robertas() {
         let tokenizer = Tokenizer::bytes().unwrap();
-        assert_eq!(tokenizer.special, SpecialIds { first: 0, pad: 1, separator: 2, mask: 4 });
+        assert_eq!(tokenizer.special, SpecialIds { cls: 0, pad: 1, sep: 2, mask: 4 });
         assert_eq!(tokenizer.vocab_size(), 261);
     }
 

@@ -1,12 +1,13 @@
 //! Fine-tuning on a task with labelled sentences or pairs (paper, section 5.2, Table 2).
 
-use super::setup::{self, Origin};
+use super::setup::{self, Job, Parent};
 use super::{Finished, Start};
 use crate::config::{Config, Origins};
 use crate::data::batch::TaskBatch;
 use crate::data::order::EpochOrder;
 use crate::data::tasks::{Example, TaskSpec};
 use crate::data::tokenizer::Tokenizer;
+use crate::digest::file_sha256;
 use crate::eval::majority_share;
 use crate::log::Record;
 use crate::model::size::forward_flops_per_token;
@@ -14,9 +15,9 @@ use crate::model::weights::Select;
 use crate::model::{ClassificationHead, Encoder, Input, Parameters, Pass};
 use crate::native::NativeError;
 use crate::train::loss::{cross_entropy_sum, squared_error_sum};
-use crate::train::trainer::{kind_of, BatchSize, Evaluation, Session};
-use crate::train::{train, LossSum, Outcome, Task};
-use anyhow::{bail, Result};
+use crate::train::trainer::{kind_of, BatchSize, Evaluation};
+use crate::train::{LossSum, Outcome, Task};
+use anyhow::{bail, Context, Result};
 use serde_json::{json, Value};
 use std::ops::Range;
 use std::path::Path;
@@ -106,7 +107,7 @@ impl Task for Finetune {
         if constant {
             text += " (one and the same prediction for every row)";
         }
-        let values = [("loss", Some(sum / truth.len().max(1) as f64)), (name, score)];
+        let values = [("loss", Some(sum / truth.len().max(1) as f64)), (name, score), ("constant_prediction", constant.then_some(1.0))];
         let values = values.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
         Ok(Evaluation { record: Record { step: 0, split: "task", values }, score, text })
     }
@@ -121,11 +122,11 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
     let Some(choice) = config.data.task.clone() else { bail!("data.task is not set") };
     let device = setup::device(&config, origins)?;
     let spec = TaskSpec::find(&choice, &config.data.task_dir)?;
-    let origin = Origin::find(&config)?;
-    if let Some(origin) = &origin {
-        config.model = origin.merge_model(&config.model, origins)?;
+    let parent = Parent::find(&config)?;
+    if let Some(parent) = &parent {
+        config.model = parent.merge_model(&config.model, origins)?;
     }
-    let tokenizer = tokenizer(&config, origins, origin.as_ref())?;
+    let tokenizer = tokenizer(&config, origins, parent.as_ref())?;
     setup::resolve_model(&mut config, origins, &tokenizer)?;
     let length = config.data.sequence_length as usize;
     let mut train_rows = spec.examples(&spec.train, &tokenizer, length)?;
@@ -133,19 +134,22 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
         train_rows.truncate(config.data.max_train_examples);
     }
     let dev = spec.examples(&spec.dev, &tokenizer, length)?;
-    let total_steps = total_steps(&config, train_rows.len());
-    if let Some(summary) = setup::is_done(&setup::run_dir(&config, &start.name), &start.resume, total_steps) {
+    let total_steps = total_steps(&config, origins, train_rows.len())?;
+    let hash = |path: &Path| Ok::<_, anyhow::Error>(file_sha256(path).with_context(|| path.display().to_string())?.1);
+    let inputs = setup::inputs(&tokenizer, json!({"train": hash(&spec.train)?, "dev": hash(&spec.dev)?}), parent.as_ref())?;
+    let folder = setup::open_folder(&config, &start, &inputs, total_steps)?;
+    if let Some(summary) = folder.done {
         return Ok(Finished::Done(summary));
     }
 
     let mut parameters = Parameters::new(config.train.seed, device);
     let encoder = Encoder::new(&mut parameters, &config.model);
     let head = ClassificationHead::new(&mut parameters, &config.model, spec.outputs());
-    if let Some(origin) = origin.as_ref().filter(|_| config.run.init_weights) {
-        origin.load(&parameters, Select::Encoder)?;
+    if let Some(parent) = parent.as_ref().filter(|_| config.run.init_weights) {
+        parent.load(&parameters, Select::Encoder)?;
     }
-    let order = EpochOrder::new(config.train.seed, train_rows.len());
     let task = Finetune {
+        order: EpochOrder::new(config.train.seed, train_rows.len()),
         spec,
         train: train_rows,
         dev,
@@ -154,37 +158,26 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
         pad: tokenizer.special.pad,
         kind: kind_of(config.train.precision),
         device,
-        order,
         batch_size: config.train.batch_size,
         label_smoothing: config.train.label_smoothing,
     };
-    let mut ready = setup::prepare_run(&config, &start, &parameters, &tokenizer, total_steps)?;
-    let session = Session {
-        config: &config.train,
-        total_steps,
+    let job = Job {
+        config: &config,
+        start: &start,
+        folder,
+        task: &task,
         parameters: &parameters,
-        optimizer: ready.optimizer,
-        state: ready.state,
-        checkpoints: &ready.folder.checkpoints(),
-        log: &mut ready.log,
-        interrupt: &start.interrupt,
-        flops_per_token: 3.0 * forward_flops_per_token(&config.model, config.data.sequence_length, 0.0),
-        peak_flops: ready.peak_flops,
+        tokenizer: &tokenizer,
+        total_steps,
+        flops_per_token: forward_flops_per_token(&config.model, config.data.sequence_length, 0.0),
     };
-    let outcome = train(&task, session)?;
-    ready.log.progress.finish();
-    if outcome.interrupted {
-        return Ok(Finished::Interrupted);
-    }
-    let summary = summary(&start.name, &config, &task, &parameters, &outcome, total_steps);
-    ready.folder.write("summary.json", &summary)?;
-    Ok(Finished::Done(summary))
+    job.run(|outcome, _| Ok(summary(&start.name, &config, &task, &parameters, outcome, total_steps)))
 }
 
 /// The checkpoint's tokenizer, or one that stands by itself.
-fn tokenizer(config: &Config, origins: &Origins, origin: Option<&Origin>) -> Result<Tokenizer> {
-    Ok(match (origin, config.data.tokenizer.as_str()) {
-        (Some(origin), _) => Tokenizer::load(&origin.tokenizer)?,
+fn tokenizer(config: &Config, origins: &Origins, parent: Option<&Parent>) -> Result<Tokenizer> {
+    Ok(match (parent, config.data.tokenizer.as_str()) {
+        (Some(parent), _) => Tokenizer::load(&parent.tokenizer)?,
         (None, "bytes") => Tokenizer::bytes()?,
         (None, "byte_bpe") => {
             return Err(origins
@@ -195,24 +188,30 @@ fn tokenizer(config: &Config, origins: &Origins, origin: Option<&Origin>) -> Res
     })
 }
 
-fn total_steps(config: &Config, rows: usize) -> u64 {
-    match config.train.max_epochs {
-        Some(epochs) => ((epochs * rows as f64 / config.train.batch_size as f64).ceil() as u64).max(1),
-        None => config.train.max_steps,
+/// `max_steps`, or as many as `max_epochs` come to.
+fn total_steps(config: &Config, origins: &Origins, rows: usize) -> Result<u64> {
+    let Some(epochs) = config.train.max_epochs else { return Ok(config.train.max_steps) };
+    let total = ((epochs * rows as f64 / config.train.batch_size as f64).ceil() as u64).max(1);
+    let warmup = config.train.warmup_steps;
+    if warmup > total {
+        let message = format!("found {warmup}, but {epochs} epochs of {rows} rows are {total} steps; expected fewer");
+        return Err(origins.error("train.warmup_steps", message).into());
     }
+    Ok(total)
 }
 
 fn summary(name: &str, config: &Config, task: &Finetune, parameters: &Parameters, outcome: &Outcome, total_steps: u64) -> Value {
     let truth: Vec<f64> = task.dev.iter().map(|e| e.label).collect();
-    let best = outcome.state.best.filter(|(score, _)| *score != f64::MIN);
+    let best = outcome.state.best.filter(|b| b.score.is_some());
     json!({
         "kind": "finetune",
         "name": name,
         "model": setup::model_summary(&config.model, parameters),
         "task": task.spec.name,
         "metric": task.spec.metric.name(),
-        "value": best.map(|(score, _)| score),
-        "best_step": best.map(|(_, step)| step),
+        "value": best.and_then(|b| b.score),
+        "best_step": best.map(|b| b.step),
+        "constant_prediction": outcome.last.as_ref().and_then(|e| e.record.get("constant_prediction")) == Some(1.0),
         "majority": if task.spec.is_regression() { None } else { majority_share(&truth) },
         "train_rows": task.train.len(),
         "dev_rows": task.dev.len(),

@@ -1,9 +1,13 @@
 //! Every number that follows from a config, before anything runs.
 
-use super::sweep::align;
-use crate::config::{Config, Model};
+use super::setup::Parent;
+use crate::config::{Config, Model, Origins};
+use crate::data::tokenizer::Tokenizer;
 use crate::log::progress::{duration, thousands};
-use crate::model::size::{distinct_projections, forward_flops_per_token, parameters_by_part};
+use crate::model::size::{distinct_projections, forward_flops_per_token, parameters_by_part, Head};
+use crate::table::align;
+use anyhow::Result;
+use std::path::Path;
 
 /// What a given device would need: share of its peak reached, and the peak.
 #[derive(Clone, Copy, Debug)]
@@ -13,11 +17,11 @@ pub struct Speed {
 }
 
 /// The numbers as text.
-pub fn describe(config: &Config, speed: Speed) -> String {
-    let model = resolved(config);
+pub fn describe(config: &Config, origins: &Origins, speed: Speed) -> Result<String> {
+    let model = resolved(config, origins)?;
     let train = &config.train;
     let n = config.data.sequence_length;
-    let parts = parameters_by_part(&model);
+    let parts = parameters_by_part(&model, if config.data.task.is_some() { Head::Classification } else { Head::MaskedLm });
     let total: i64 = parts.iter().map(|(_, count)| count).sum();
     let predicted = if config.data.task.is_some() { 0.0 } else { config.data.mask_probability };
     let flops = 3.0 * forward_flops_per_token(&model, n, predicted);
@@ -43,15 +47,24 @@ pub fn describe(config: &Config, speed: Speed) -> String {
     add("weights, gradients and Adam state", mebibytes(total as f64 * 16.0));
     add("activations of a micro-batch, about", mebibytes(activation_bytes(config, &model)));
     add(&format!("time at MFU {} of {} TFLOP/s", speed.mfu, speed.peak_tflops), duration(seconds));
-    align(rows)
+    Ok(align(rows))
 }
 
-/// The model with a vocabulary and positions filled in as far as the config alone knows them.
-fn resolved(config: &Config) -> Model {
+/// The model with its vocabulary and positions: the checkpoint's, or what config and tokenizer file say.
+fn resolved(config: &Config, origins: &Origins) -> Result<Model> {
+    if let Some(parent) = Parent::find(config)? {
+        return parent.merge_model(&config.model, origins);
+    }
     let mut model = config.model.clone();
-    model.vocab_size.get_or_insert(if config.data.tokenizer == "bytes" { 261 } else { config.data.vocab_size as i64 });
+    if model.vocab_size.is_none() {
+        model.vocab_size = Some(match config.data.tokenizer.as_str() {
+            "bytes" => Tokenizer::bytes()?.vocab_size(),
+            "byte_bpe" => config.data.vocab_size,
+            path => Tokenizer::load(Path::new(path))?.vocab_size(),
+        } as i64);
+    }
     model.max_position_embeddings.get_or_insert(config.data.sequence_length + model.pad_token_id + 1);
-    model
+    Ok(model)
 }
 
 fn is_pool(model: &Model) -> bool {

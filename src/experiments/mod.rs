@@ -10,6 +10,7 @@ pub mod setup;
 pub mod sweep;
 
 use crate::config::{Config, Origins};
+use crate::native::panics::catch;
 use crate::train::interrupt::Interrupt;
 use crate::train::run::Resume;
 use anyhow::Result;
@@ -32,9 +33,6 @@ pub enum Finished {
 
 /// Pretrains or fine-tunes, as the config says.
 pub fn run(config: Config, origins: &Origins, start: Start) -> Result<Finished> {
-    if config.data.task.is_some() {
-        finetune::run(config, origins, start)
-    } else {
-        pretrain::run(config, origins, start)
-    }
+    // A model too large for the memory shows itself where its weights are made.
+    catch(|| if config.data.task.is_some() { finetune::run(config, origins, start) } else { pretrain::run(config, origins, start) })
 }

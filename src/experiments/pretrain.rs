@@ -1,20 +1,20 @@
 //! Masked-LM pretraining (paper, section 5.1, Figure 3).
 
-use super::setup::{self, Origin};
+use super::setup::{self, Job, Parent};
 use super::{Finished, Start};
 use crate::config::{Config, Origins};
 use crate::data::batch::MlmBatch;
 use crate::data::prepare::prepare;
 use crate::data::pretraining::MlmData;
 use crate::eval::perplexity;
-use crate::log::Record;
+use crate::log::{progress::Progress, Record};
 use crate::model::size::forward_flops_per_token;
 use crate::model::weights::Select;
 use crate::model::{Encoder, Input, MaskedLmHead, Parameters, Pass};
 use crate::native::NativeError;
 use crate::train::loss::cross_entropy_sum;
-use crate::train::trainer::{kind_of, BatchSize, Evaluation, Session};
-use crate::train::{train, LossSum, Outcome, Task};
+use crate::train::trainer::{kind_of, BatchSize, Evaluation};
+use crate::train::{LossSum, Outcome, Task};
 use anyhow::Result;
 use serde_json::{json, Value};
 use std::ops::Range;
@@ -118,51 +118,44 @@ impl Task for MaskedLm {
 
 /// Pretrains one model.
 pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finished> {
-    let dir = setup::run_dir(&config, &start.name);
-    if let Some(summary) = setup::is_done(&dir, &start.resume, config.train.max_steps) {
+    let device = setup::device(&config, origins)?;
+    let parent = Parent::find(&config)?;
+    if let Some(parent) = &parent {
+        config.model = parent.merge_model(&config.model, origins)?;
+    }
+    let prepared = prepare(&config.data, parent.as_ref().map(|o| o.tokenizer.as_path()))?;
+    setup::resolve_model(&mut config, origins, &prepared.tokenizer)?;
+    let hashes = json!({"train": prepared.meta.train_sha256, "validation": prepared.meta.validation_sha256});
+    let inputs = setup::inputs(&prepared.tokenizer, hashes, parent.as_ref())?;
+    let data = MlmData::new(prepared, &config)?;
+    let folder = setup::open_folder(&config, &start, &inputs, config.train.max_steps)?;
+    if let Some(summary) = folder.done {
         return Ok(Finished::Done(summary));
     }
-    let device = setup::device(&config, origins)?;
-    let origin = Origin::find(&config)?;
-    if let Some(origin) = &origin {
-        config.model = origin.merge_model(&config.model, origins)?;
-    }
-    let prepared = prepare(&config.data, origin.as_ref().map(|o| o.tokenizer.as_path()))?;
-    setup::resolve_model(&mut config, origins, &prepared.tokenizer)?;
-    let tokenizer = crate::data::tokenizer::Tokenizer::load(&prepared.folder.join("tokenizer.json"))?;
-    let data = MlmData::new(prepared, &config)?;
     let mut parameters = Parameters::new(config.train.seed, device);
     let task = MaskedLm::new(data, &config, &mut parameters);
-    if let Some(origin) = origin.as_ref().filter(|_| config.run.init_weights) {
-        origin.load(&parameters, Select::All)?;
+    if let Some(parent) = parent.as_ref().filter(|_| config.run.init_weights) {
+        parent.load(&parameters, Select::All)?;
     }
-    let mut ready = setup::prepare_run(&config, &start, &parameters, &tokenizer, config.train.max_steps)?;
-    let flops = forward_flops_per_token(&config.model, config.data.sequence_length, config.data.mask_probability);
-    let session = Session {
-        config: &config.train,
-        total_steps: config.train.max_steps,
+    let job = Job {
+        config: &config,
+        start: &start,
+        folder,
+        task: &task,
         parameters: &parameters,
-        optimizer: ready.optimizer,
-        state: ready.state,
-        checkpoints: &ready.folder.checkpoints(),
-        log: &mut ready.log,
-        interrupt: &start.interrupt,
-        flops_per_token: 3.0 * flops,
-        peak_flops: ready.peak_flops,
+        tokenizer: &task.data.prepared().tokenizer,
+        total_steps: config.train.max_steps,
+        flops_per_token: forward_flops_per_token(&config.model, config.data.sequence_length, config.data.mask_probability),
     };
-    let outcome = train(&task, session)?;
-    ready.log.progress.finish();
-    if outcome.interrupted {
-        return Ok(Finished::Interrupted);
-    }
-    let summary = summary(&start.name, &config, &task, &parameters, outcome)?;
-    warn_on_plateau(&summary, &ready.log);
-    ready.folder.write("summary.json", &summary)?;
-    Ok(Finished::Done(summary))
+    job.run(|outcome, progress| {
+        let summary = summary(&start.name, &config, &task, &parameters, outcome)?;
+        warn_on_plateau(&summary, progress);
+        Ok(summary)
+    })
 }
 
-fn summary(name: &str, config: &Config, task: &MaskedLm, parameters: &Parameters, outcome: Outcome) -> Result<Value> {
-    let evaluation = match outcome.last {
+fn summary(name: &str, config: &Config, task: &MaskedLm, parameters: &Parameters, outcome: &Outcome) -> Result<Value> {
+    let evaluation = match outcome.last.clone() {
         Some(evaluation) => evaluation,
         None => task.evaluate()?,
     };
@@ -188,10 +181,10 @@ fn summary(name: &str, config: &Config, task: &MaskedLm, parameters: &Parameters
     }))
 }
 
-fn warn_on_plateau(summary: &Value, log: &crate::log::Log) {
+fn warn_on_plateau(summary: &Value, progress: &Progress) {
     let (loss, unigram) = (summary["loss"].as_f64().unwrap_or(0.0), summary["unigram_perplexity"].as_f64().unwrap_or(1.0).ln());
     if loss > unigram - PLATEAU_MARGIN {
-        log.progress
+        progress
             .warn("the model has not left the unigram plateau: it uses no context yet; train longer, or see \"Short runs\" in the README");
     }
 }

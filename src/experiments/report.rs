@@ -1,11 +1,11 @@
 //! One table, plots and a page from the folders of finished runs.
 
 use super::paper::FIGURE_3;
-use super::sweep::align;
 use crate::eval::mean_and_deviation;
 use crate::log::jsonl;
 use crate::log::plot::{BarChart, Chart, LineChart, Series};
 use crate::log::progress::thousands;
+use crate::table::align;
 use crate::train::run::read_summary;
 use anyhow::{bail, Context, Result};
 use serde_json::{json, Map, Value};
@@ -141,17 +141,27 @@ impl Report {
         } else {
             "Mean ± standard deviation over seeds."
         };
-        let dev = self.runs.iter().find(|r| r.text("kind") == "finetune").and_then(|r| r.number("dev_rows"));
-        let dev = dev
-            .map(|rows| {
-                format!(
-                    " Scores on {} held-out rows: one standard error of an accuracy of 0.8 is {:.3}.",
-                    thousands(rows),
-                    (0.16 / rows).sqrt()
-                )
-            })
-            .unwrap_or_default();
-        format!("{spread}{dev}\n")
+        let mut notes = vec![spread.to_string()];
+        let number = |key: &str| self.runs.iter().filter_map(|r| r.number(key)).fold(0.0, f64::max);
+        let rows = number("dev_rows");
+        if rows > 0.0 {
+            let error = (0.16 / rows).sqrt();
+            notes.push(format!(
+                "Scores on up to {} rows of held-out text: the standard error of an accuracy of 0.8 is at least {error:.3}.",
+                thousands(rows)
+            ));
+        }
+        let constant: Vec<String> = self.runs.iter().filter(|r| r.summary["constant_prediction"] == true).map(|r| r.text("name")).collect();
+        if !constant.is_empty() {
+            notes.push(format!("One and the same prediction for every row at the end: {}.", constant.join(", ")));
+        }
+        let mut data: Vec<String> = self.runs.iter().filter(|r| r.text("kind") == "pretrain").map(|r| r.text("data_sha256")).collect();
+        data.sort();
+        data.dedup();
+        if data.len() > 1 {
+            notes.push("The runs were pretrained on different data or tokenizers: their perplexities do not compare.".into());
+        }
+        notes.join(" ") + "\n"
     }
 
     fn json(&self) -> Value {

@@ -1,16 +1,19 @@
 //! What every run needs before its first step: device, resolved model, weights to start from, folder, log.
 
-use super::Start;
+use super::{Finished, Start};
 use crate::config::validate::parse_device;
 use crate::config::{AttentionKind, Config, Model, Origins};
 use crate::data::tokenizer::Tokenizer;
+use crate::digest::{file_sha256, sha256};
 use crate::log::{progress::Progress, Log};
 use crate::model::weights::Select;
 use crate::model::Parameters;
 use crate::native::runtime;
-use crate::train::checkpoint::{Checkpoint, State};
+use crate::train::checkpoint::{step_name, Checkpoint, State};
 use crate::train::optimizer::Optimizer;
-use crate::train::run::{environment, read_config, Resume, RunFolder};
+use crate::train::run::{environment, read_config, RunFolder};
+use crate::train::trainer::{kind_of, Session};
+use crate::train::{train, Outcome, Task};
 use anyhow::{bail, Context, Result};
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
@@ -18,13 +21,12 @@ use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
 /// Keys of a checkpoint's model that a later run may set anew: they change no weight.
-const FREE_KEYS: [&str; 6] = [
+const FREE_KEYS: [&str; 5] = [
     "model.hidden_dropout_prob",
     "model.attention_probs_dropout_prob",
     "model.classifier_dropout",
     "model.attention.order",
     "model.attention.backend",
-    "model.max_position_embeddings",
 ];
 
 /// The device of a config, with libtorch told how many threads to use.
@@ -53,25 +55,35 @@ pub fn device(config: &Config, origins: &Origins) -> Result<Device> {
 }
 
 /// The run that `run.init_from` names: its model, tokenizer and newest weights.
-pub struct Origin {
+pub struct Parent {
     pub run: PathBuf,
     pub model: Model,
     pub tokenizer: PathBuf,
     pub checkpoint: Checkpoint,
 }
 
-impl Origin {
-    /// None if the config does not start from another run.
+impl Parent {
+    /// None if the config does not start from another run. A run's folder stands for its best checkpoint if it was a
+    /// fine-tuning run, else for its newest.
     pub fn find(config: &Config) -> Result<Option<Self>> {
-        let Some(run) = &config.run.init_from else { return Ok(None) };
+        let Some(path) = &config.run.init_from else { return Ok(None) };
         let key = "run.init_from";
-        let model = read_config(run).with_context(|| format!("{key}: not the folder of a run"))?.model;
-        let (checkpoint, damaged) = Checkpoint::latest(&run.join("checkpoints"));
-        let Some(checkpoint) = checkpoint else {
-            let why = damaged.first().map(|d| format!("; {d}")).unwrap_or_default();
-            bail!("{key}: {}: no valid checkpoint{why}", run.display());
+        let is_checkpoint = path.join("manifest.json").exists();
+        let run = if is_checkpoint { path.ancestors().nth(2).unwrap_or(path).to_path_buf() } else { path.clone() };
+        let theirs = read_config(&run).with_context(|| format!("{key}: expected the folder of a run or of one of its checkpoints"))?;
+        let checkpoint = if is_checkpoint {
+            Checkpoint::open(path).with_context(|| key.to_string())?
+        } else {
+            let checkpoints = run.join("checkpoints");
+            let (newest, damaged) = Checkpoint::latest(&checkpoints);
+            let Some(newest) = newest else {
+                let why = damaged.first().map(|d| format!("; {d}")).unwrap_or_default();
+                bail!("{key}: {}: no valid checkpoint{why}", run.display());
+            };
+            let best = newest.state.best.filter(|_| theirs.data.task.is_some());
+            best.and_then(|b| Checkpoint::open(&checkpoints.join(step_name(b.step))).ok()).unwrap_or(newest)
         };
-        Ok(Some(Self { run: run.clone(), model, tokenizer: run.join("tokenizer.json"), checkpoint }))
+        Ok(Some(Self { tokenizer: run.join("tokenizer.json"), run, model: theirs.model, checkpoint }))
     }
 
     /// The checkpoint's model with the keys that may differ taken from `config`; another difference is an error.
@@ -82,7 +94,7 @@ impl Origin {
             let pointer = format!("/{}", key.trim_start_matches("model.").replace('.', "/"));
             let (theirs, value) =
                 (merged.pointer(&pointer).cloned().unwrap_or_default(), ours.pointer(&pointer).cloned().unwrap_or_default());
-            if theirs == value || !origins.sets(&key) || key == "model.max_position_embeddings" {
+            if theirs == value || !origins.sets(&key) {
                 continue;
             }
             if !FREE_KEYS.contains(&key.as_str()) {
@@ -100,10 +112,16 @@ impl Origin {
         Ok(serde_json::from_value(merged)?)
     }
 
-    /// Copies its weights; returns how many tensors were taken.
-    pub fn load(&self, parameters: &Parameters, select: Select) -> Result<usize> {
+    /// Copies its weights.
+    pub fn load(&self, parameters: &Parameters, select: Select) -> Result<()> {
         let taken = self.checkpoint.weights().and_then(|file| file.load_into(parameters, select));
-        taken.with_context(|| format!("run.init_from: {}", self.run.display()))
+        taken.map(|_| ()).with_context(|| format!("run.init_from: {}", self.run.display()))
+    }
+
+    /// A hash of the weights that a run starts from.
+    pub fn sha256(&self) -> Result<String> {
+        let path = self.checkpoint.folder.join("manifest.json");
+        Ok(file_sha256(&path).with_context(|| path.display().to_string())?.1)
     }
 }
 
@@ -131,47 +149,76 @@ pub fn resolve_model(config: &mut Config, origins: &Origins, tokenizer: &Tokeniz
     Ok(())
 }
 
-/// A run that is ready to train.
-pub struct Ready {
-    pub folder: RunFolder,
-    pub log: Log,
-    pub optimizer: Optimizer,
-    pub state: State,
-    pub peak_flops: f64,
+/// What a run reads, as hashes: a resumed run must read the same.
+pub fn inputs(tokenizer: &Tokenizer, data: Value, parent: Option<&Parent>) -> Result<Value> {
+    let weights = parent.map(Parent::sha256).transpose()?;
+    Ok(json!({"tokenizer": sha256(tokenizer.to_json()?.as_bytes()), "data": data, "init_from": weights}))
 }
 
-/// Opens the run's folder (or resumes it), loads its checkpoint, and starts its log.
-pub fn prepare_run(config: &Config, start: &Start, parameters: &Parameters, tokenizer: &Tokenizer, total_steps: u64) -> Result<Ready> {
-    let path = run_dir(config, &start.name);
-    let folder = RunFolder::open(&path, config, &start.resume)?;
-    let mut optimizer = Optimizer::new(parameters, &config.train);
-    let mut state = State::default();
-    if let Some(checkpoint) = &folder.checkpoint {
-        checkpoint.weights()?.load_into(parameters, Select::All)?;
-        optimizer.load(&checkpoint.optimizer()?)?;
-        state = checkpoint.state.clone();
+/// Makes or opens the run's folder.
+pub fn open_folder(config: &Config, start: &Start, inputs: &Value, total_steps: u64) -> Result<RunFolder> {
+    Ok(RunFolder::open(&run_dir(config, &start.name), config, inputs, total_steps, &start.resume)?)
+}
+
+/// A run whose model stands: all that is left is to train it.
+pub struct Job<'a, T: Task> {
+    pub config: &'a Config,
+    pub start: &'a Start,
+    pub folder: RunFolder,
+    pub task: &'a T,
+    pub parameters: &'a Parameters,
+    pub tokenizer: &'a Tokenizer,
+    pub total_steps: u64,
+    /// Of a forward pass.
+    pub flops_per_token: f64,
+}
+
+impl<T: Task> Job<'_, T> {
+    /// Goes on from the folder's checkpoint if it has one, trains, and writes what `summary` makes of the outcome.
+    pub fn run(self, summary: impl FnOnce(&Outcome, &Progress) -> Result<Value>) -> Result<Finished> {
+        let (folder, parameters) = (&self.folder, self.parameters);
+        let mut optimizer = Optimizer::new(parameters, &self.config.train);
+        let mut state = State::default();
+        if let Some(checkpoint) = &folder.checkpoint {
+            checkpoint.weights()?.load_into(parameters, Select::All)?;
+            optimizer.load(&checkpoint.optimizer()?)?;
+            state = checkpoint.state.clone();
+        }
+        folder.write_text("tokenizer.json", &self.tokenizer.to_json()?)?;
+        let peak_flops = measure_peak(parameters.device(), kind_of(self.config.train.precision));
+        folder.write("environment.json", &environment(&self.config.run.device, peak_flops / 1e12))?;
+        let progress = Progress::new(&self.start.name, state.step, self.total_steps);
+        folder.damaged.iter().for_each(|text| progress.warn(&format!("passed over a checkpoint: {text}")));
+        if state.step > 0 {
+            progress.note(&format!("goes on after step {}", state.step));
+        }
+        let mut log = Log::open(&folder.path, state.step, progress);
+        let session = Session {
+            config: &self.config.train,
+            total_steps: self.total_steps,
+            parameters,
+            optimizer,
+            state,
+            checkpoints: &folder.checkpoints(),
+            log: &mut log,
+            interrupt: &self.start.interrupt,
+            flops_per_token: 3.0 * self.flops_per_token,
+            peak_flops,
+        };
+        let outcome = train(self.task, session)?;
+        log.progress.finish();
+        if outcome.interrupted {
+            return Ok(Finished::Interrupted);
+        }
+        let summary = summary(&outcome, &log.progress)?;
+        folder.write("summary.json", &summary)?;
+        Ok(Finished::Done(summary))
     }
-    folder.write_text("tokenizer.json", &tokenizer.to_json()?)?;
-    let peak_flops = measure_peak(parameters.device(), crate::train::trainer::kind_of(config.train.precision));
-    folder.write("environment.json", &environment(&config.run.device, peak_flops / 1e12))?;
-    let progress = Progress::new(&start.name, state.step, total_steps);
-    folder.damaged.iter().for_each(|text| progress.warn(&format!("passed over a checkpoint: {text}")));
-    if state.step > 0 {
-        progress.note(&format!("goes on after step {}", state.step));
-    }
-    let log = Log::open(&folder.path, state.step, progress);
-    Ok(Ready { folder, log, optimizer, state, peak_flops })
 }
 
 /// `run.dir`, or `runs/NAME`.
 pub fn run_dir(config: &Config, name: &str) -> PathBuf {
     config.run.dir.clone().unwrap_or_else(|| Path::new("runs").join(name))
-}
-
-/// Whether `--resume auto` finds nothing left to do.
-pub fn is_done(dir: &Path, resume: &Resume, total_steps: u64) -> Option<Value> {
-    let summary = crate::train::run::read_summary(dir).filter(|_| *resume == Resume::Auto)?;
-    (summary["total_steps"].as_u64() == Some(total_steps)).then_some(summary)
 }
 
 /// What a report needs to know of a model.

@@ -6,13 +6,17 @@ use super::Finished;
 use crate::config::sweep::{Sweep, SweepRun};
 use crate::eval::mean_and_deviation;
 use crate::log::progress::thousands;
+use crate::native::runtime;
+use crate::table::align;
 use crate::train::interrupt::Interrupt;
 use crate::train::run::read_summary;
 use anyhow::{bail, Context, Result};
 use serde_json::{json, Value};
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
+use std::time::Duration;
 
 /// Runs a sweep and prints its table.
 pub fn run(sweep: &Sweep, interrupt: &Interrupt) -> Result<Finished> {
@@ -20,33 +24,49 @@ pub fn run(sweep: &Sweep, interrupt: &Interrupt) -> Result<Finished> {
     fs::create_dir_all(&configs).with_context(|| configs.display().to_string())?;
     let mut failed = Vec::new();
     for (i, run) in sweep.runs.iter().enumerate() {
-        eprintln!("[{}/{}] {}", i + 1, sweep.runs.len(), run.name);
-        let status = start(run, &configs)?;
+        say(&format!("[{}/{}] {}", i + 1, sweep.runs.len(), run.name));
+        let status = start(run, &configs, interrupt)?;
         if interrupt.is_set() || status.code() == Some(130) {
             return Ok(Finished::Interrupted);
         }
         if !status.success() {
-            eprintln!("[{}/{}] {} failed ({status}); the sweep goes on", i + 1, sweep.runs.len(), run.name);
+            say(&format!("[{}/{}] {} failed ({status}); the sweep goes on", i + 1, sweep.runs.len(), run.name));
             failed.push(run.name.as_str());
         }
     }
     let table = Table::of(sweep);
     table.write(&sweep.dir)?;
-    print!("{}", table.text());
+    std::io::stdout().write_all(table.text().as_bytes())?;
     if !failed.is_empty() {
         bail!("{} of {} runs failed: {}", failed.len(), sweep.runs.len(), failed.join(", "));
     }
     Ok(Finished::Done(Value::Null))
 }
 
+/// To stderr; a reader that went away is no reason to stop.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// In a process of its own, so that nothing one run does (not even the end of memory) touches the others.
-fn start(run: &SweepRun, configs: &Path) -> Result<ExitStatus> {
+fn start(run: &SweepRun, configs: &Path, interrupt: &Interrupt) -> Result<ExitStatus> {
     let path = configs.join(format!("{}.json", run.name));
     let text = serde_json::to_string_pretty(&run.raw)?;
     fs::write(&path, text).with_context(|| path.display().to_string())?;
     let command = if run.config.data.task.is_some() { "finetune" } else { "pretrain" };
     let program = std::env::current_exe()?;
-    Ok(Command::new(program).arg(command).arg(&path).args(["--resume", "auto", "--quiet"]).status()?)
+    let mut child = Command::new(program).arg(command).arg(&path).args(["--resume", "auto", "--quiet"]).spawn()?;
+    let mut told = false;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if interrupt.is_terminate() && !told {
+            runtime::terminate(&child);
+            told = true;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// One row a group of runs that differ in their seed alone.
@@ -146,24 +166,4 @@ fn measure_text(measure: Option<(f64, Option<f64>)>) -> String {
         Some((mean, None)) => number(mean),
         Some((mean, Some(deviation))) => format!("{} ± {}", number(mean), number(deviation)),
     }
-}
-
-/// Columns side by side: the first to the left, numbers to the right, a rule under the header.
-pub fn align(rows: Vec<Vec<String>>) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|cell| cell.chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let line = |row: &Vec<String>| {
-        let cells = row.iter().enumerate().map(|(c, cell)| {
-            let fill = " ".repeat(widths[c] - cell.chars().count());
-            if c == 0 {
-                format!("{cell}{fill}")
-            } else {
-                format!("{fill}{cell}")
-            }
-        });
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_string() + "\n"
-    };
-    let rule = widths.iter().map(|w| "─".repeat(*w)).collect::<Vec<_>>().join("──") + "\n";
-    rows.iter().enumerate().map(|(i, row)| if i == 0 { line(row) + &rule } else { line(row) }).collect()
 }

@@ -1,17 +1,36 @@
 //! Parameters by part and the cost of a forward pass, from the config alone.
 
 use super::encoder::Encoder;
-use super::heads::MaskedLmHead;
+use super::heads::{ClassificationHead, MaskedLmHead};
 use super::parameters::{Parameter, Parameters};
 use crate::config::{AttentionKind, Model, Order, Projection, Sharing};
 
+/// What stands on the encoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Head {
+    MaskedLm,
+    /// Of two classes.
+    Classification,
+}
+
 /// Parts of a model and their number of weights, in the order of the model.
-pub fn parameters_by_part(config: &Model) -> Vec<(&'static str, i64)> {
+pub fn parameters_by_part(config: &Model, head: Head) -> Vec<(&'static str, i64)> {
     let mut parameters = Parameters::uninitialised();
     let encoder = Encoder::new(&mut parameters, config);
-    MaskedLmHead::new(&mut parameters, config, encoder.word_embeddings());
-    let parts =
-        ["word embeddings", "position embeddings", "projections E, F", "attention", "feed-forward", "LayerNorm and token type", "MLM head"];
+    match head {
+        Head::MaskedLm => drop(MaskedLmHead::new(&mut parameters, config, encoder.word_embeddings())),
+        Head::Classification => drop(ClassificationHead::new(&mut parameters, config, 2)),
+    }
+    let parts = [
+        "word embeddings",
+        "position embeddings",
+        "projections E, F",
+        "attention",
+        "feed-forward",
+        "LayerNorm and token type",
+        "MLM head",
+        "classification head",
+    ];
     let sum = |part: &str| parameters.iter().filter(|p| part_of(&p.name) == part).map(|p| p.tensor.numel() as i64).sum();
     parts.into_iter().map(|part| (part, sum(part))).filter(|(_, count)| *count > 0).collect()
 }
@@ -20,6 +39,7 @@ fn part_of(name: &str) -> &'static str {
     let has = |text: &str| name.contains(text);
     match () {
         _ if name.starts_with("lm_head") => "MLM head",
+        _ if name.starts_with("classifier") => "classification head",
         _ if has("word_embeddings") => "word embeddings",
         _ if has("position_embeddings") => "position embeddings",
         _ if has("_projection") => "projections E, F",

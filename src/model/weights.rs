@@ -64,11 +64,6 @@ impl WeightsFile {
         SafeTensors::deserialize(&self.map).map_err(|e| WeightsError::Format { path: self.path.clone(), message: e.to_string() })
     }
 
-    /// All names.
-    pub fn names(&self) -> Result<Vec<String>, WeightsError> {
-        Ok(self.parsed()?.names().into_iter().map(str::to_string).collect())
-    }
-
     /// One fp32 tensor of the expected shape (`None`: any).
     pub fn tensor(&self, name: &str, expected: Option<&[i64]>) -> Result<Tensor, WeightsError> {
         read(&self.parsed()?, &self.path, name, expected)

@@ -38,7 +38,7 @@ pub fn shim_is_parallel() -> bool {
 pub fn libtorch_folder() -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let line = maps.lines().find(|l| l.ends_with("libtorch_cpu.so"))?;
-    let path = PathBuf::from(line.split_whitespace().last()?);
+    let path = PathBuf::from(&line[line.find('/')?..]);
     Some(path.parent()?.parent()?.to_path_buf())
 }
 
@@ -84,6 +84,14 @@ pub fn restart_with_short_spin() {
     if let Ok(program) = std::env::current_exe() {
         // `exec` returns only if it failed; then the long spin costs speed, nothing else.
         let _ = std::process::Command::new(program).args(std::env::args_os().skip(1)).env("GOMP_SPINCOUNT", "10000").exec();
+    }
+}
+
+/// Asks a child to stop, as `kill PID` does.
+pub fn terminate(child: &std::process::Child) {
+    // SAFETY: a signal to a process that is a child of this one and has not been waited for.
+    unsafe {
+        libc::kill(child.id() as libc::pid_t, libc::SIGTERM);
     }
 }
 

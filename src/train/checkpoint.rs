@@ -5,11 +5,10 @@
 //! the previous checkpoint is untouched. A checkpoint counts only if its manifest's sizes and hashes agree.
 
 use super::optimizer::Optimizer;
-use crate::data::prepare::hex;
+use crate::digest::file_sha256;
 use crate::model::weights::{self, WeightsError, WeightsFile};
 use crate::model::Parameters;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
@@ -41,10 +40,30 @@ pub struct State {
     pub tokens: u64,
     /// Seconds of training, over all starts.
     pub seconds: f64,
-    /// The best evaluation and its step.
-    pub best: Option<(f64, u64)>,
+    /// The best evaluation.
+    pub best: Option<Best>,
     /// Evaluations since the best.
     pub evaluations_since_best: u64,
+    /// Sums since the last line of metrics.jsonl.
+    pub window: Window,
+}
+
+/// An evaluation that was the best when it was made.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Higher is better; None: the metric was not defined.
+    pub score: Option<f64>,
+    pub step: u64,
+}
+
+/// Sums over the steps since the last report.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Window {
+    pub loss: f64,
+    pub targets: u64,
+    pub tokens: u64,
+    pub seconds: f64,
+    pub waited: f64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -83,7 +102,7 @@ pub fn save(folder: &Path, parameters: &Parameters, optimizer: &Optimizer, state
         let _ = fs::remove_dir_all(&aside);
         return written;
     }
-    remove_old(folder, keep, state.best.map(|(_, step)| step));
+    remove_old(folder, keep, state);
     Ok(())
 }
 
@@ -113,14 +132,8 @@ fn write_files(aside: &Path, parameters: &Parameters, optimizer: &Optimizer, sta
 }
 
 fn manifest_entry(folder: &Path, name: &str) -> io::Result<ManifestEntry> {
-    let (bytes, sha256) = measure(&folder.join(name))?;
+    let (bytes, sha256) = file_sha256(&folder.join(name))?;
     Ok(ManifestEntry { name: name.into(), bytes, sha256 })
-}
-
-fn measure(path: &Path) -> io::Result<(u64, String)> {
-    let mut hash = Sha256::new();
-    let bytes = io::copy(&mut File::open(path)?, &mut hash)?;
-    Ok((bytes, hex(&hash.finalize())))
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {
@@ -161,7 +174,7 @@ impl Checkpoint {
             let entry =
                 manifest.files.iter().find(|e| e.name == name).ok_or_else(|| invalid(format!("the manifest does not name {name}")))?;
             let path = folder.join(name);
-            let (bytes, sha256) = measure(&path).map_err(|source| CheckpointError::Read { path, source })?;
+            let (bytes, sha256) = file_sha256(&path).map_err(|source| CheckpointError::Read { path, source })?;
             if bytes != entry.bytes || sha256 != entry.sha256 {
                 return Err(invalid(format!(
                     "{name} is damaged ({bytes} bytes, expected {} with SHA-256 {}...)",
@@ -202,8 +215,21 @@ fn remove_leftovers(folder: &Path) {
     entries.map(|e| e.path()).filter(is_leftover).for_each(|path| drop(fs::remove_dir_all(path)));
 }
 
-fn remove_old(folder: &Path, keep: usize, best: Option<u64>) {
-    let steps = steps(folder);
+/// Keeps the newest `keep` up to the one just written, and the best.
+fn remove_old(folder: &Path, keep: usize, state: &State) {
+    let steps: Vec<u64> = steps(folder).into_iter().filter(|step| *step <= state.step).collect();
     let old = &steps[..steps.len().saturating_sub(keep)];
+    let best = state.best.map(|b| b.step);
     old.iter().filter(|step| Some(**step) != best).for_each(|step| drop(fs::remove_dir_all(folder.join(step_name(*step)))));
+}
+
+/// Renames every checkpoint after `step` out of the way: a run that goes on from there makes its own. They are damaged, or
+/// were left behind on purpose.
+pub fn set_aside_after(folder: &Path, step: u64) {
+    for later in steps(folder).into_iter().filter(|s| *s > step) {
+        let name = step_name(later);
+        let aside = folder.join(format!("abandoned-{name}"));
+        let _ = fs::remove_dir_all(&aside);
+        let _ = fs::rename(folder.join(name), aside);
+    }
 }

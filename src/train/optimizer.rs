@@ -5,7 +5,7 @@ use crate::model::weights::{WeightsError, WeightsFile};
 use crate::model::Parameters;
 use crate::native::optim::{adam_step, norms, AdamSettings, AdamTensors};
 use crate::native::NativeError;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// The optimizer and its state for every trainable weight.
 pub struct Optimizer {
@@ -124,10 +124,6 @@ impl Optimizer {
             .collect::<Result<_, WeightsError>>()?;
         tch::no_grad(|| pairs.iter().for_each(|(to, from)| to.shallow_clone().copy_(from)));
         Ok(())
-    }
-
-    pub fn device(&self) -> Device {
-        self.groups.iter().flat_map(|g| g.weights.first()).map(Tensor::device).next().unwrap_or(Device::Cpu)
     }
 }
 

@@ -1,10 +1,10 @@
 //! A run's folder: config, environment, tokenizer, metrics, checkpoints, summary.
 
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{set_aside_after, Checkpoint};
 use crate::config::Config;
 use crate::native::runtime;
 use serde_json::{json, Value};
-use std::fs;
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -34,6 +34,20 @@ pub enum RunError {
     Invalid { path: PathBuf, message: String },
 }
 
+/// Keys that may differ on resume: how long, how often, where; never what is learned from what.
+const MAY_CHANGE: [&str; 10] = [
+    "train.max_steps",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.early_stopping_patience",
+    "run.dir",
+    "run.device",
+    "run.threads",
+    "data.cache_dir",
+];
+
 /// A run's folder, made or opened.
 pub struct RunFolder {
     pub path: PathBuf,
@@ -41,50 +55,71 @@ pub struct RunFolder {
     pub checkpoint: Option<Checkpoint>,
     /// Damaged checkpoints that were passed over.
     pub damaged: Vec<String>,
+    /// The summary, if the run is done.
+    pub done: Option<Value>,
+    /// Held as long as the run writes here.
+    _lock: File,
 }
-
-/// Keys that may differ on resume: how long, how often, where; never what is learned from what.
-const MAY_CHANGE: [&str; 8] = [
-    "train.max_steps",
-    "train.log_every",
-    "train.eval_every",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.early_stopping_patience",
-    "run",
-    "data.cache_dir",
-];
 
 impl RunFolder {
     /// Makes a new run's folder, or opens one to resume. Nothing that was there is changed when it is refused.
-    pub fn open(path: &Path, config: &Config, resume: &Resume) -> Result<Self, RunError> {
-        let failed = |path: &Path| {
-            let path = path.to_path_buf();
-            move |source| RunError::Io { path, source }
-        };
-        let config_path = path.join("config.json");
-        let exists = config_path.exists() || path.join("checkpoints").exists();
-        if exists && *resume == Resume::Never {
-            return Err(RunError::Exists { path: path.into() });
+    ///
+    /// `inputs` are hashes of everything the run reads (tokenizer, data, weights to start from): a resumed run must read the
+    /// same.
+    pub fn open(path: &Path, config: &Config, inputs: &Value, total_steps: u64, resume: &Resume) -> Result<Self, RunError> {
+        let exists = path.join("config.json").exists() || path.join("checkpoints").exists();
+        match resume {
+            Resume::Never if exists => return Err(RunError::Exists { path: path.into() }),
+            Resume::From(folder) if !exists => {
+                return Err(RunError::Invalid { path: path.into(), message: format!("no run is here to resume from {}", folder.display()) })
+            }
+            _ => {}
         }
         fs::create_dir_all(path).map_err(failed(path))?;
-        let (mut checkpoint, mut damaged) = (None, Vec::new());
+        let lock = lock(path)?;
+        let mut run = Self { path: path.into(), checkpoint: None, damaged: Vec::new(), done: None, _lock: lock };
         if exists {
-            if let Ok(text) = fs::read_to_string(&config_path) {
-                refuse_changes(path, &text, config)?;
+            run.refuse_changes("config.json", &serde_json::to_value(config).unwrap_or_default(), "")?;
+            run.refuse_changes("inputs.json", inputs, "inputs")?;
+            let done = |s: &Value| s["total_steps"].as_u64() == Some(total_steps);
+            run.done = read_summary(path).filter(|s| *resume == Resume::Auto && done(s));
+            if run.done.is_some() {
+                return Ok(run);
             }
-            (checkpoint, damaged) = match resume {
-                Resume::From(folder) => {
-                    let opened =
-                        Checkpoint::open(folder).map_err(|e| RunError::Invalid { path: folder.clone(), message: e.to_string() })?;
-                    (Some(opened), Vec::new())
-                }
-                _ => Checkpoint::latest(&path.join("checkpoints")),
-            };
+            run.find_checkpoint(resume)?;
+            let _ = fs::remove_file(path.join("summary.json"));
         }
-        let run = Self { path: path.into(), checkpoint, damaged };
         run.write("config.json", &serde_json::to_value(config).unwrap_or_default())?;
+        run.write("inputs.json", inputs)?;
         Ok(run)
+    }
+
+    fn find_checkpoint(&mut self, resume: &Resume) -> Result<(), RunError> {
+        let checkpoints = self.checkpoints();
+        if let Resume::From(folder) = resume {
+            let invalid = |message: String| RunError::Invalid { path: folder.clone(), message };
+            let inside =
+                folder.canonicalize().ok().is_some_and(|f| checkpoints.canonicalize().is_ok_and(|c| f.parent() == Some(c.as_path())));
+            if !inside {
+                return Err(invalid(format!("not a checkpoint of this run (they are in {})", checkpoints.display())));
+            }
+            self.checkpoint = Some(Checkpoint::open(folder).map_err(|e| invalid(e.to_string()))?);
+        } else {
+            (self.checkpoint, self.damaged) = Checkpoint::latest(&checkpoints);
+        }
+        set_aside_after(&checkpoints, self.checkpoint.as_ref().map_or(0, |c| c.state.step));
+        Ok(())
+    }
+
+    /// Holds `now` against the file of the run that was begun; the first difference is an error.
+    fn refuse_changes(&self, name: &str, now: &Value, prefix: &str) -> Result<(), RunError> {
+        let path = self.path.join(name);
+        let text = fs::read_to_string(&path).map_err(failed(&path))?;
+        let was: Value = serde_json::from_str(&text).map_err(|e| RunError::Invalid { path, message: e.to_string() })?;
+        match first_difference(&was, now, prefix) {
+            Some((key, was, now)) => Err(RunError::Changed { path: self.path.clone(), key, was, now }),
+            None => Ok(()),
+        }
     }
 
     pub fn checkpoints(&self) -> PathBuf {
@@ -142,9 +177,15 @@ pub fn cpu_model() -> String {
     model.unwrap_or_else(|| "unknown".into())
 }
 
+/// Of the source tree that this program was built from.
 fn git_revision() -> Option<String> {
     let git = |args: &[&str]| {
-        let out = std::process::Command::new("git").args(args).output().ok().filter(|o| o.status.success())?;
+        let out = std::process::Command::new("git")
+            .args(["-C", env!("CARGO_MANIFEST_DIR")])
+            .args(args)
+            .output()
+            .ok()
+            .filter(|o| o.status.success())?;
         Some(String::from_utf8_lossy(&out.stdout).trim().to_string())
     };
     let revision = git(&["rev-parse", "--short=12", "HEAD"])?;
@@ -152,12 +193,21 @@ fn git_revision() -> Option<String> {
     Some(if changed { format!("{revision}+changes") } else { revision })
 }
 
-fn refuse_changes(path: &Path, old: &str, config: &Config) -> Result<(), RunError> {
-    let was: Value = serde_json::from_str(old).map_err(|e| RunError::Invalid { path: path.join("config.json"), message: e.to_string() })?;
-    let now = serde_json::to_value(config).unwrap_or_default();
-    match first_difference(&was, &now, "") {
-        Some((key, was, now)) => Err(RunError::Changed { path: path.into(), key, was, now }),
-        None => Ok(()),
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> RunError {
+    let path = path.to_path_buf();
+    move |source| RunError::Io { path, source }
+}
+
+/// One process a run: two would overwrite each other's checkpoints and interleave their logs.
+fn lock(path: &Path) -> Result<File, RunError> {
+    let name = path.join("lock");
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&name).map_err(failed(&name))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(RunError::Invalid { path: path.into(), message: "another process is running this run".into() })
+        }
+        Err(TryLockError::Error(source)) => Err(RunError::Io { path: name, source }),
     }
 }
 
@@ -185,14 +235,20 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let config = Config::default();
         let path = folder.path().join("run");
-        RunFolder::open(&path, &config, &Resume::Never).unwrap();
-        assert!(matches!(RunFolder::open(&path, &config, &Resume::Never), Err(RunError::Exists { .. })));
+        let open = |config: &Config, inputs: Value, resume| RunFolder::open(&path, config, &inputs, 10, &resume);
+        drop(open(&config, json!({"data": "a"}), Resume::Never).unwrap());
+        assert!(matches!(open(&config, json!({"data": "a"}), Resume::Never), Err(RunError::Exists { .. })));
         let mut longer = config.clone();
         longer.train.max_steps += 5;
-        RunFolder::open(&path, &longer, &Resume::Auto).unwrap();
+        let first = open(&longer, json!({"data": "a"}), Resume::Auto).unwrap();
+        let message = open(&longer, json!({"data": "a"}), Resume::Auto).err().unwrap().to_string();
+        assert!(message.contains("another process"), "{message}");
+        drop(first);
+        let message = open(&longer, json!({"data": "b"}), Resume::Auto).err().unwrap().to_string();
+        assert!(message.contains("inputs.data was \"a\", but it is \"b\""), "{message}");
         let mut other = config;
         other.train.seed = 7;
-        let message = RunFolder::open(&path, &other, &Resume::Auto).err().unwrap().to_string();
+        let message = open(&other, json!({"data": "a"}), Resume::Auto).err().unwrap().to_string();
         assert!(message.contains("train.seed was 0, but it is 7"), "{message}");
     }
 }

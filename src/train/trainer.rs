@@ -1,6 +1,6 @@
 //! The training loop, for pretraining and fine-tuning alike.
 
-use super::checkpoint::{self, CheckpointError, State};
+use super::checkpoint::{self, Best, CheckpointError, State, Window};
 use super::interrupt::Interrupt;
 use super::optimizer::{Gradients, Optimizer};
 use super::schedule::Schedule;
@@ -95,13 +95,12 @@ pub enum TrainError {
 /// Trains from `session.state` to `total_steps`, or until an interrupt or the end of patience.
 pub fn train<T: Task>(task: &T, mut session: Session) -> Result<Outcome, TrainError> {
     let schedule = Schedule::new(session.config, session.total_steps);
-    let mut window = Window::default();
     let mut last = None;
-    while session.state.step < session.total_steps {
+    while session.state.step < session.total_steps && !session.is_out_of_patience() {
         let step = session.state.step + 1;
         let started = Instant::now();
         let batch = task.batch(step);
-        window.waited += started.elapsed().as_secs_f64();
+        session.state.window.waited += started.elapsed().as_secs_f64();
 
         let lr = schedule.at(step);
         let size = task.size(&batch);
@@ -110,12 +109,12 @@ pub fn train<T: Task>(task: &T, mut session: Session) -> Result<Outcome, TrainEr
         session.state.step = step;
         session.state.tokens += size.tokens as u64;
         session.state.seconds += started.elapsed().as_secs_f64();
-        window.add(loss, size, started.elapsed().as_secs_f64());
+        session.state.window.add(loss, size, started.elapsed().as_secs_f64());
         session.log.progress.step(step);
 
         let is_last = step == session.total_steps;
-        if step % session.config.log_every == 0 || is_last {
-            session.report(&mut window, lr, norm);
+        if due(step, session.config.log_every) || is_last {
+            session.report(lr, norm);
         }
         let mut improved = false;
         if due(step, session.config.eval_every) || is_last {
@@ -123,15 +122,15 @@ pub fn train<T: Task>(task: &T, mut session: Session) -> Result<Outcome, TrainEr
             improved = session.evaluated(&evaluation);
             last = Some(evaluation);
         }
-        let interrupted = session.interrupt.is_set();
-        let patience = session.config.early_stopping_patience;
-        let stops = interrupted || (patience > 0 && session.state.evaluations_since_best >= patience);
-        if is_last || stops || due(step, session.config.checkpoint_every) || (improved && task.keeps_best()) {
+        let interrupted = session.interrupt.is_set() && !is_last;
+        let ends = is_last || interrupted || session.is_out_of_patience();
+        if ends || due(step, session.config.checkpoint_every) || (improved && task.keeps_best()) {
             session.log.sync();
-            checkpoint::save(session.checkpoints, session.parameters, &session.optimizer, &session.state, session.config.keep_checkpoints)?;
+            let state = &session.state;
+            checkpoint::save(session.checkpoints, session.parameters, &session.optimizer, state, session.config.keep_checkpoints)?;
         }
-        if stops {
-            return Ok(Outcome { state: session.state, interrupted: interrupted && !is_last, last });
+        if interrupted {
+            return Ok(Outcome { state: session.state, interrupted, last });
         }
     }
     Ok(Outcome { state: session.state, interrupted: false, last })
@@ -180,8 +179,13 @@ impl Session<'_> {
         Ok(total.double_value(&[]))
     }
 
-    fn report(&mut self, window: &mut Window, lr: f64, norm: f64) {
-        let window = std::mem::take(window);
+    fn is_out_of_patience(&self) -> bool {
+        let patience = self.config.early_stopping_patience;
+        patience > 0 && self.state.evaluations_since_best >= patience
+    }
+
+    fn report(&mut self, lr: f64, norm: f64) {
+        let window = std::mem::take(&mut self.state.window);
         let loss = window.loss / window.targets.max(1) as f64;
         let speed = window.tokens as f64 / window.seconds;
         let record = Record {
@@ -210,13 +214,14 @@ impl Session<'_> {
         self.log.record(&record);
         self.log.progress.note(&format!("step {}: {}", self.state.step, evaluation.text));
         // An undefined score never counts as an improvement, but the first evaluation has to be kept whatever it says.
-        let improved = match (evaluation.score, self.state.best) {
-            (Some(score), Some((best, _))) => score > best,
+        let score = evaluation.score.filter(|s| s.is_finite());
+        let improved = match (score, self.state.best) {
             (_, None) => true,
+            (Some(score), Some(best)) => best.score.is_none_or(|b| score > b),
             (None, Some(_)) => false,
         };
         if improved {
-            self.state.best = Some((evaluation.score.unwrap_or(f64::MIN), self.state.step));
+            self.state.best = Some(Best { score, step: self.state.step });
             self.state.evaluations_since_best = 0;
         } else {
             self.state.evaluations_since_best += 1;
@@ -233,21 +238,11 @@ pub fn kind_of(precision: Precision) -> Kind {
     }
 }
 
-/// Sums since the last report.
-#[derive(Default)]
-struct Window {
-    loss: f64,
-    targets: usize,
-    tokens: usize,
-    seconds: f64,
-    waited: f64,
-}
-
 impl Window {
     fn add(&mut self, loss: f64, size: BatchSize, seconds: f64) {
         self.loss += loss * size.targets as f64;
-        self.targets += size.targets;
-        self.tokens += size.tokens;
+        self.targets += size.targets as u64;
+        self.tokens += size.tokens as u64;
         self.seconds += seconds;
     }
 }
