@@ -9,9 +9,10 @@ DIR=.libtorch
 fail() { echo "setup: $*" >&2; exit 1; }
 
 version_in() { # version of the libtorch in folder $1, or nothing
-  local header="$1/include/torch/csrc/api/include/torch/version.h"
-  [ -f "$header" ] || return 0
-  awk '$2 == "TORCH_VERSION_MAJOR" {a = $3} $2 == "TORCH_VERSION_MINOR" {b = $3} $2 == "TORCH_VERSION_PATCH" {c = $3} END {print a "." b "." c}' "$header"
+  # Older versions have the numbers in the second file.
+  cat "$1/include/torch/headeronly/version.h" "$1/include/torch/csrc/api/include/torch/version.h" 2>/dev/null |
+    awk '$2 == "TORCH_VERSION_MAJOR" {a = $3} $2 == "TORCH_VERSION_MINOR" {b = $3} $2 == "TORCH_VERSION_PATCH" {c = $3}
+         END {if (a != "") print a "." b "." c}' || true
 }
 
 if [ -n "${LIBTORCH:-}" ]; then

@@ -137,7 +137,7 @@ pub fn train<T: Task>(task: &T, mut session: Session) -> Result<Outcome, TrainEr
 }
 
 fn due(step: u64, every: u64) -> bool {
-    every > 0 && step % every == 0
+    every > 0 && step.is_multiple_of(every)
 }
 
 impl Session<'_> {
