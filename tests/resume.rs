@@ -70,6 +70,57 @@ fn a_resumed_pretraining_is_the_one_that_never_stopped() {
     }
 }
 
+/// With early stopping, accumulation, dropout, and libtorch on two threads.
+#[test]
+fn a_resumed_finetuning_is_the_one_that_never_stopped() {
+    let lab = Lab::new();
+    let rows = |n: usize| (0..n).map(|i| format!("{}\t{}\n", common::prose(i).split('.').next().unwrap(), i % 2)).collect::<String>();
+    lab.write("train.tsv", format!("text\tlabel\n{}", rows(45)));
+    lab.write("dev.tsv", format!("text\tlabel\n{}", rows(13)));
+    let config = |dir: &str| {
+        json!({"model": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "attention": {"k": 4}},
+            "data": {"task": {"name": "mine", "train": "train.tsv", "dev": "dev.tsv", "text": "text", "label": "label", "labels": ["0", "1"]},
+                     "tokenizer": "bytes", "sequence_length": 24},
+            "train": {"max_epochs": 6, "batch_size": 8, "micro_batch_size": 3, "warmup_steps": 2, "schedule": "constant", "log_every": 5,
+                      "eval_every": 6, "checkpoint_every": 4, "keep_checkpoints": 9, "early_stopping_patience": 9},
+            "run": {"dir": dir, "threads": 2}})
+    };
+    let run = |args: &[&str]| {
+        let ran = common::ran(lab.command(args).env_remove("OMP_NUM_THREADS").output().unwrap());
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+    };
+    lab.write("whole.json", config("whole").to_string());
+    run(&["finetune", "whole.json", "--quiet"]);
+    assert_eq!(lab.json("whole/summary.json")["total_steps"], 34, "6 epochs of 45 rows in batches of 8");
+    lab.write("cut.json", config("cut").to_string());
+    run(&["finetune", "cut.json", "--quiet"]);
+    // As if the power had gone after step 20.
+    for step in [24u64, 28, 30, 32, 34] {
+        let _ = std::fs::remove_dir_all(lab.path(&format!("cut/checkpoints/step-{step:08}")));
+    }
+    std::fs::remove_file(lab.path("cut/summary.json")).unwrap();
+    run(&["finetune", "cut.json", "--resume", "auto", "--quiet"]);
+    assert_eq!(final_weights(&lab, "whole", 34), final_weights(&lab, "cut", 34));
+    assert_eq!(metrics(&lab, "whole"), metrics(&lab, "cut"));
+    assert_eq!(lab.json("whole/summary.json")["value"], lab.json("cut/summary.json")["value"]);
+}
+
+#[test]
+fn a_finished_run_is_not_taken_for_another() {
+    let lab = Lab::new();
+    lab.config("c.json", &[]);
+    lab.ok(&["pretrain", "c.json", "--quiet"]);
+    lab.ok(&["pretrain", "c.json", "--resume", "auto", "--quiet"]);
+    let refused = |args: &[&str], part: &str| {
+        let ran = lab.run(args);
+        assert!(ran.code == 1 && ran.stderr.contains(part), "{}", ran.stderr);
+    };
+    refused(&["pretrain", "c.json", "train.seed=5", "--resume", "auto"], "train.seed was 0, but it is 5");
+    lab.write("text/99.txt", common::prose(99));
+    refused(&["pretrain", "c.json", "--resume", "auto"], "inputs.");
+    refused(&["pretrain", "c.json", "run.dir=elsewhere", "--resume", "run/checkpoints/step-00000006"], "no run is here");
+}
+
 #[test]
 fn micro_batches_give_the_loss_of_one_big_batch() {
     let lab = Lab::new();

@@ -19,11 +19,11 @@ pub struct MlmBatch {
 
 /// The tensors of some sequences of an [`MlmBatch`].
 pub struct MlmTensors {
-    /// [B, n].
+    /// `[B, n]`.
     pub ids: Tensor,
-    /// [M], index in B x n.
+    /// `[M]`, index in B x n.
     pub positions: Tensor,
-    /// [M]; the last few may be [`IGNORED`].
+    /// `[M]`; the last few may be [`IGNORED`].
     pub targets: Tensor,
 }
 
@@ -78,11 +78,11 @@ pub struct TaskBatch {
 
 /// The tensors of some rows of a [`TaskBatch`].
 pub struct TaskTensors {
-    /// [B, L].
+    /// `[B, L]`.
     pub ids: Tensor,
-    /// [B, L], 1 at real tokens.
+    /// `[B, L]`, 1 at real tokens.
     pub attention_mask: Tensor,
-    /// [B]: int64 classes, or fp32 numbers of a regression.
+    /// `[B]`: int64 classes, or fp32 numbers of a regression.
     pub labels: Tensor,
 }
 

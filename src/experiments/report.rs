@@ -197,7 +197,8 @@ impl Report {
     }
 
     fn perplexity_by_tokens(&self) -> Option<LineChart> {
-        let runs: Vec<&Run> = self.runs.iter().filter(|r| r.text("kind") == "pretrain").collect();
+        let mut runs: Vec<&Run> = self.runs.iter().filter(|r| r.text("kind") == "pretrain").collect();
+        runs.sort_by(|a, b| cost(&b.summary["model"]).total_cmp(&cost(&a.summary["model"])));
         let mut series: Vec<Series> = runs
             .iter()
             .map(|r| Series { name: r.text("name"), points: r.curve("valid", "tokens", "perplexity"), reference: false, marked: false })
@@ -246,8 +247,8 @@ impl Report {
             title: "Projected dimension".into(),
             x: "k / n".into(),
             y: "perplexity / perplexity of full attention".into(),
-            log_x: true,
-            log_y: false,
+            log_x: false,
+            log_y: true,
             series,
         })
     }
@@ -341,11 +342,15 @@ fn lines(runs: &[Run]) -> Vec<Line> {
         line.scores.entry(run.text("task")).or_default().extend(run.number("value"));
     }
     let mut lines: Vec<Line> = lines.into_iter().map(|(_, line)| line).collect();
-    let cost = |l: &Line| l.model["k"].as_str().and_then(|k| k.split("..").next()?.parse().ok()).unwrap_or(f64::INFINITY);
     lines.sort_by(|a, b| {
-        a.perplexities.is_empty().cmp(&b.perplexities.is_empty()).then(cost(b).total_cmp(&cost(a))).then(a.name.cmp(&b.name))
+        a.perplexities.is_empty().cmp(&b.perplexities.is_empty()).then(cost(&b.model).total_cmp(&cost(&a.model))).then(a.name.cmp(&b.name))
     });
     lines
+}
+
+/// Orders models: full attention first, then by k.
+fn cost(model: &Value) -> f64 {
+    model["k"].as_str().and_then(|k| k.split("..").next()?.parse().ok()).unwrap_or(f64::INFINITY)
 }
 
 fn same(a: &Path, b: &Path) -> bool {

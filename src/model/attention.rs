@@ -14,14 +14,14 @@ use tch::{Kind, Tensor};
 
 /// Which positions of a batch are real tokens.
 pub struct Keep {
-    /// [B, L] bool.
+    /// `[B, L]` bool.
     pub real: Tensor,
-    /// [B, L, 1] in the arithmetic of the pass: 1 at real tokens, 0 at padding.
+    /// `[B, L, 1]` in the arithmetic of the pass: 1 at real tokens, 0 at padding.
     pub factor: Tensor,
 }
 
 impl Keep {
-    /// From an attention mask [B, L] of zeros and ones.
+    /// From an attention mask `[B, L]` of zeros and ones.
     pub fn new(attention_mask: &Tensor, kind: Kind) -> Self {
         let real = attention_mask.ne(0);
         let factor = real.to_kind(kind).unsqueeze(-1);
@@ -68,7 +68,7 @@ impl SelfAttention {
         }
     }
 
-    /// x [B, L, d] -> [B, L, d], heads side by side.
+    /// x `[B, L, d]` -> `[B, L, d]`, heads side by side.
     pub fn forward(&self, x: &Tensor, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
         let (q, k, v, mask) = self.queries_keys_values(x, keep);
         let out = if self.backend == Backend::Fused && !pass.drops(self.dropout) {
@@ -82,13 +82,13 @@ impl SelfAttention {
         Ok(out.transpose(1, 2).reshape([batch, length, -1]))
     }
 
-    /// P of the paper, [B, h, L, L] or [B, h, L, k], in fp32.
+    /// P of the paper, `[B, h, L, L]` or `[B, h, L, k]`, in fp32.
     pub fn probabilities(&self, x: &Tensor, keep: Option<&Keep>) -> Tensor {
         let (q, k, _, mask) = self.queries_keys_values(x, keep);
         probabilities(&q, &k, mask.as_ref()).to_kind(Kind::Float)
     }
 
-    /// Queries [B, h, L, d/h], keys and values [B, h, rows, d/h], and which rows take part.
+    /// Queries `[B, h, L, d/h]`, keys and values `[B, h, rows, d/h]`, and which rows take part.
     fn queries_keys_values(&self, x: &Tensor, keep: Option<&Keep>) -> (Tensor, Tensor, Tensor, Option<Tensor>) {
         let q = self.split(&self.query.forward(x));
         match &self.compression {
@@ -130,7 +130,7 @@ impl SelfAttention {
         (k, v, mask)
     }
 
-    /// [B, m, d] -> [B, h, m, d/h].
+    /// `[B, m, d]` -> `[B, h, m, d/h]`.
     fn split(&self, x: &Tensor) -> Tensor {
         let size = x.size();
         x.view([size[0], size[1], self.heads, size[2] / self.heads]).transpose(1, 2)

@@ -11,9 +11,9 @@ use tch::{Kind, Tensor};
 
 /// A batch as the encoder sees it.
 pub struct Input {
-    /// [B, L] int64.
+    /// `[B, L]` int64.
     pub ids: Tensor,
-    /// [B, L], 1 at real tokens; None: no padding.
+    /// `[B, L]`, 1 at real tokens; None: no padding.
     pub attention_mask: Option<Tensor>,
 }
 
@@ -39,7 +39,7 @@ impl Encoder {
         Self { embeddings, layers, norm }
     }
 
-    /// Hidden states [B, L, d] in the arithmetic of the pass.
+    /// Hidden states `[B, L, d]` in the arithmetic of the pass.
     pub fn forward(&self, input: &Input, pass: &Pass) -> Result<Tensor, NativeError> {
         let keep = input.attention_mask.as_ref().map(|mask| Keep::new(mask, pass.kind));
         let mut x = self.embeddings.forward(input, keep.as_ref(), pass)?;
@@ -49,7 +49,7 @@ impl Encoder {
         Ok(self.norm.as_ref().map_or_else(|| x.shallow_clone(), |norm| norm.forward(&x)))
     }
 
-    /// The word embeddings [V, d], to which the MLM head is tied.
+    /// The word embeddings `[V, d]`, to which the MLM head is tied.
     pub fn word_embeddings(&self) -> &Tensor {
         &self.embeddings.word
     }
@@ -143,7 +143,7 @@ impl Layer {
         }
     }
 
-    /// x [B, L, d] -> [B, L, d].
+    /// x `[B, L, d]` -> `[B, L, d]`.
     fn forward(&self, x: Tensor, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
         let attend = |x: &Tensor| -> Result<Tensor, NativeError> {
             let out = self.attention_output.forward(&self.attention.forward(x, keep, pass)?);

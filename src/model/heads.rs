@@ -27,7 +27,7 @@ impl MaskedLmHead {
         }
     }
 
-    /// Logits [M, V] at the M positions of `hidden` [B, L, d] that are predicted, given by their index in B x L: the
+    /// Logits `[M, V]` at the M positions of `hidden` `[B, L, d]` that are predicted, given by their index in B x L: the
     /// product with the vocabulary is not made elsewhere.
     pub fn forward(&self, hidden: &Tensor, positions: &Tensor) -> Tensor {
         let d = hidden.size()[2];
@@ -54,7 +54,7 @@ impl ClassificationHead {
         }
     }
 
-    /// hidden [B, L, d] -> [B, outputs].
+    /// hidden `[B, L, d]` -> `[B, outputs]`.
     pub fn forward(&self, hidden: &Tensor, pass: &Pass) -> Result<Tensor, NativeError> {
         let first = pass.dropout(hidden.select(1, 0), self.dropout, "classifier.dense")?;
         let x = self.dense.forward(&first).tanh();

@@ -27,11 +27,11 @@ pub enum Init {
         base: f64,
         first_row: i64,
     },
-    /// [.., k, n] whose row j is 1/sqrt(w) on its window of w = ceil(n/k) positions, plus N(0, std^2).
+    /// `[.., k, n]` whose row j is 1/sqrt(w) on its window of w = ceil(n/k) positions, plus N(0, std^2).
     MeanPool {
         std: f64,
     },
-    /// [.., w] of 1/sqrt(w), plus N(0, std^2): one window of the above.
+    /// `[.., w]` of 1/sqrt(w), plus N(0, std^2): one window of the above.
     Kernel {
         std: f64,
     },

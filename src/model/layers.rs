@@ -39,7 +39,7 @@ impl Pass {
         self.dropout.is_some() && p > 0.0
     }
 
-    /// Dropout of x [B, ..] at a named place of the model.
+    /// Dropout of x `[B, ..]` at a named place of the model.
     pub fn dropout(&self, x: Tensor, p: f64, place: &str) -> Result<Tensor, NativeError> {
         match self.dropout {
             Some(key) if p > 0.0 => {

@@ -1,6 +1,6 @@
 //! The projection along the sequence: n positions become k rows (E and F of the paper's equation 7).
 //!
-//! `learned` and `fixed` are matrices [k, n]; a shorter input of L positions uses their first L columns.
+//! `learned` and `fixed` are matrices `[k, n]`; a shorter input of L positions uses their first L columns.
 //!
 //! `mean_pool`, `max_pool` and `conv` work on windows of w = ceil(n/k) positions with stride w, so a length L fills
 //! ceil(L/w) rows (at most k; fewer when k does not divide n), the last of which may be cut short. Mean and maximum are
@@ -12,7 +12,7 @@ use super::parameters::Parameters;
 use crate::config::{Attention, Projection as Kind, ProjectionInit};
 use tch::Tensor;
 
-/// Maps [.., L, c] to [.., rows, c]; one for all heads, or one per head.
+/// Maps `[.., L, c]` to `[.., rows, c]`; one for all heads, or one per head.
 pub struct Projection {
     kind: Kind,
     /// The longest input.
@@ -26,9 +26,9 @@ pub struct Projection {
 
 /// What a projection gave.
 pub struct Compressed {
-    /// [B, rows, c], or [B, h, rows, c] when given heads.
+    /// `[B, rows, c]`, or `[B, h, rows, c]` when given heads.
     pub rows: Tensor,
-    /// Rows that take part in the attention, broadcastable to [B, h, 1, rows]; None: all.
+    /// Rows that take part in the attention, broadcastable to `[B, h, 1, rows]`; None: all.
     pub mask: Option<Tensor>,
 }
 
@@ -61,7 +61,7 @@ impl Projection {
         }
     }
 
-    /// x: [B, L, c] or, with heads, [B, h, L, c], zero at padding. `keep`: [B, L] bool, true at real tokens.
+    /// x: `[B, L, c]` or, with heads, `[B, h, L, c]`, zero at padding. `keep`: `[B, L]` bool, true at real tokens.
     pub fn compress(&self, x: &Tensor, keep: Option<&Tensor>) -> Compressed {
         let same_k = self.k.iter().all(|k| *k == self.k[0]);
         if !self.per_head || same_k {
@@ -110,7 +110,7 @@ impl Projection {
     }
 }
 
-/// The weight of one projection, [k, n] or (conv) [w], with a leading dimension for heads when given; pooling has none.
+/// The weight of one projection, `[k, n]` or (conv) `[w]`, with a leading dimension for heads when given; pooling has none.
 fn make_weight(parameters: &mut Parameters, name: &str, config: &Attention, n: i64, k: i64, heads: Option<i64>) -> Option<Tensor> {
     let window = (n + k - 1) / k;
     let tail = match config.projection {
@@ -145,7 +145,7 @@ fn kernel_init(init: ProjectionInit, window: i64) -> Init {
     }
 }
 
-/// [.., L, c] as [.., ceil(L/w), w, c], filled up with zeros.
+/// `[.., L, c]` as `[.., ceil(L/w), w, c]`, filled up with zeros.
 fn windows(x: &Tensor, window: i64) -> Tensor {
     let mut shape = x.size();
     let at = shape.len() - 2;
@@ -156,17 +156,17 @@ fn windows(x: &Tensor, window: i64) -> Tensor {
     filled.reshape(shape)
 }
 
-/// keep [B, L] as [B, ceil(L/w), w].
+/// keep `[B, L]` as `[B, ceil(L/w), w]`.
 fn kept_windows(keep: &Tensor, window: i64) -> Tensor {
     windows(&keep.unsqueeze(-1), window).squeeze_dim(-1)
 }
 
-/// Windows with at least one real token, [B, 1, 1, rows]; without padding that is all of them.
+/// Windows with at least one real token, `[B, 1, 1, rows]`; without padding that is all of them.
 fn window_mask(keep: Option<&Tensor>, window: i64) -> Option<Tensor> {
     keep.map(|keep| kept_windows(keep, window).any_dim(-1, false).unsqueeze(1).unsqueeze(1))
 }
 
-/// A tensor of windows [B, rows, ..] made to broadcast over x's windows [B, rows, ..] or [B, h, rows, ..].
+/// A tensor of windows `[B, rows, ..]` made to broadcast over x's windows `[B, rows, ..]` or `[B, h, rows, ..]`.
 fn over_heads(t: Tensor, x: &Tensor) -> Tensor {
     if x.dim() == 4 {
         t.unsqueeze(1)
