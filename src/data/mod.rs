@@ -2,7 +2,7 @@
 //!
 //! [`corpus`] reads documents, [`tokenizer`] turns text into ids, [`token_file`] is the token file, [`prepare`] makes token
 //! files from a corpus once, [`masking`] and [`pretraining`] draw masked sequences from them in the [`order`] of an epoch; [`tasks`] is the table of
-//! fine-tuning tasks, [`derive`] makes two of them from a corpus.
+//! fine-tuning tasks, [`derive`](mod@derive) makes two of them from a corpus.
 
 pub mod batch;
 pub mod corpus;

@@ -5,7 +5,7 @@
 //! `mean_pool`, `max_pool` and `conv` work on windows of w = ceil(n/k) positions with stride w, so a length L fills
 //! ceil(L/w) rows (at most k; fewer when k does not divide n), the last of which may be cut short. Mean and maximum are
 //! over the real tokens of a window. A convolution has one kernel of w taps for all channels: the matrix E restricted to
-//! E[j, j w + t] = c[t]; padding counts as zero. A window without any real token takes no part in the attention.
+//! `E[j, j w + t] = c[t]`; padding counts as zero. A window without any real token takes no part in the attention.
 
 use super::init::Init;
 use super::parameters::Parameters;
