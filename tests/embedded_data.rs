@@ -35,7 +35,7 @@ fn development_text_is_neither_trained_nor_pretrained_on() {
     let (held, kept): (Vec<_>, Vec<_>) = documents.iter().partition(|(id, _)| linformer::data::corpus::is_held_out(id, 0.08));
     assert!(held.len() > 15 && held.iter().any(|(id, _)| id.starts_with("sotu")) && held.iter().any(|(id, _)| id.starts_with("austen")));
     let pretraining: HashSet<Vec<String>> = kept.iter().flat_map(|(_, path)| runs(&std::fs::read_to_string(path).unwrap(), 12)).collect();
-    for task in ["period", "same_source"] {
+    for task in ["period", "which_novel"] {
         let rows = |split: &str| lab.read(&format!("tasks/{task}/{split}.tsv"));
         let training = runs(&rows("train"), 12);
         let (mut seen, mut all) = (0, 0);
@@ -63,7 +63,7 @@ fn deriving_twice_gives_the_same_files() {
             .collect::<Vec<_>>()
     };
     assert_eq!(files("a"), files("b"));
-    for task in ["period", "same_source"] {
+    for task in ["period", "which_novel"] {
         let labels: HashSet<String> =
             lab.read(&format!("a/{task}/dev.tsv")).lines().skip(1).map(|l| l.rsplit('\t').next().unwrap().to_string()).collect();
         assert!(labels.len() >= 2, "{task}");

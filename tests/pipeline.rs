@@ -25,18 +25,18 @@ fn pretrain_finetune_sweep_report() {
     assert!(table.contains("perplexity") && table.lines().any(|l| l.starts_with("lin ") && l.contains('±')), "{table}");
 
     lab.ok(&["data", "derive", "pretrain.json", "tasks", "--train-rows", "40", "--dev-rows", "10", "--words", "8"]);
-    let fine = json!({"data": {"task": "same_source", "task_dir": "tasks", "sequence_length": 16},
+    let fine = json!({"data": {"task": "which_novel", "task_dir": "tasks", "sequence_length": 16},
         "train": {"max_steps": 6, "batch_size": 8, "warmup_steps": 1, "eval_every": 2, "log_every": 2}, "run": {"init_from": "runs/pre/lin_seed=0"}});
     lab.write("fine.json", fine.to_string());
     lab.write("fine-sweep.json", json!({"base": "fine.json", "dir": "runs/fine", "variants": [{"name": "lin"}, {"name": "random", "set": {"run.init_weights": false}}],
-        "grid": {"data.task": ["same_source", "period"]}}).to_string());
+        "grid": {"data.task": ["which_novel", "period"]}}).to_string());
     lab.ok(&["sweep", "fine-sweep.json"]);
     let summary = lab.json("runs/fine/lin_task=period/summary.json");
     assert_eq!((summary["metric"].as_str(), summary["init_weights"].as_bool()), (Some("accuracy"), Some(true)));
     assert!(summary["value"].as_f64().unwrap() <= 1.0 && summary["majority"].as_f64().unwrap() < 1.0);
 
     let text = lab.ok(&["report", "runs", "--out", "out"]).stdout;
-    for part in ["lin", "full", "lin from random weights", "unigram frequencies", "majority class", "same_source accuracy"] {
+    for part in ["lin", "full", "lin from random weights", "unigram frequencies", "majority class", "which_novel accuracy"] {
         assert!(text.contains(part), "no \"{part}\" in\n{text}");
     }
     for file in ["report.html", "table.csv", "table.json", "perplexity_by_tokens.png", "perplexity_by_k.svg", "scores.png"] {

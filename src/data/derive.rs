@@ -1,7 +1,7 @@
 //! Two tasks derived from the embedded text, deterministically, so that fine-tuning can be shown without a download.
 //!
 //! - `period`: a passage of a State of the Union address; when was it spoken?
-//! - `same_source`: two passages; do both come from novels or both from addresses, or one from each?
+//! - `which_novel`: two passages, one from a novel and one from an address; which is the novel's?
 //!
 //! Passages are runs of words of one document. Held-out documents (the same as in pretraining) give the development rows,
 //! the others the training rows: no text of a development row is seen in pretraining or training.
@@ -13,6 +13,8 @@ use crate::random::{hash_name, Purpose, Stream};
 use std::fmt::Write as _;
 use std::path::Path;
 
+/// Classes of `which_novel`: the place of the passage from a novel.
+pub const WHICH: &[&str] = &["first", "second"];
 /// Classes of `period`: addresses before the Civil War, up to the New Deal, and since.
 pub const PERIODS: &[&str] = &["1790-1860", "1861-1932", "1933-2026"];
 const LAST_YEARS: [u32; 2] = [1860, 1932];
@@ -26,7 +28,7 @@ pub struct Amounts {
     pub words: usize,
 }
 
-/// Writes `period/{train,dev}.tsv` and `same_source/{train,dev}.tsv` below `out`; gives what was written.
+/// Writes `period/{train,dev}.tsv` and `which_novel/{train,dev}.tsv` below `out`; gives what was written.
 ///
 /// Corpus and held-out share are the pretraining's own, so that its validation documents are the tasks' development documents.
 pub fn derive(data: &Data, amounts: Amounts, out: &Path) -> Result<Vec<String>, DataError> {
@@ -40,7 +42,7 @@ pub fn derive(data: &Data, amounts: Amounts, out: &Path) -> Result<Vec<String>, 
     for (split, rows) in [("train", amounts.train_rows), ("dev", amounts.dev_rows)] {
         let part: Vec<&Document> = all.iter().filter(|d| is_held_out(&d.id, data.validation_fraction) == (split == "dev")).collect();
         for (task, text) in
-            [("period", period_rows(&part, rows, amounts.words)), ("same_source", pair_rows(&part, rows, amounts.words / 2))]
+            [("period", period_rows(&part, rows, amounts.words)), ("which_novel", pair_rows(&part, rows, amounts.words / 2))]
         {
             let text = text.ok_or_else(|| {
                 DataError::Task(format!("too little text for the {split} rows of {task}: it needs addresses named sotu/YEAR-... and other documents, both among those {}", if split == "dev" { "held out" } else { "not held out" }))
@@ -92,25 +94,22 @@ fn period_rows(documents: &[&Document], rows: usize, words: usize) -> Option<Str
     (chosen.len() > 1).then_some(out)
 }
 
-/// `rows` pairs, half of them from one source. Each passage is used at most once.
+/// `rows` pairs of a passage from a novel and one from an address, in either order. Each passage is used at most once.
 fn pair_rows(documents: &[&Document], rows: usize, words: usize) -> Option<String> {
     let mut sources: [Vec<(u64, String)>; 2] = Default::default();
     for document in documents {
         let source = usize::from(year(&document.id).is_some());
-        sources[source].extend(passages(document, words).into_iter().enumerate().map(|(i, text)| (order_key(&document.id, i), text)));
+        let keyed = passages(document, words).into_iter().enumerate().map(|(i, text)| (order_key(&document.id, i), text));
+        sources[source].extend(keyed);
     }
     sources.iter_mut().for_each(|s| s.sort());
-    let mut next = sources.iter().map(|s| s.iter().map(|(_, text)| text.as_str()));
-    let (mut novels, mut addresses) = (next.next()?, next.next()?);
+    let [novels, addresses] = &sources;
     let mut out = String::from("sentence1\tsentence2\tlabel\n");
     let mut draws = Stream::new(0, Purpose::Derivation, rows as u64).draws();
-    for _ in 0..rows {
-        // Two fair coins: which source each passage comes from. Same and different are equally likely.
-        let (first, second) = (draws.below(2), draws.below(2));
-        let mut take = |source| if source == 0 { novels.next() } else { addresses.next() };
-        let (Some(a), Some(b)) = (take(first), take(second)) else { break };
-        let label = if first == second { "same" } else { "different" };
-        let _ = writeln!(out, "{a}\t{b}\t{label}");
+    for ((_, novel), (_, address)) in novels.iter().zip(addresses).take(rows) {
+        let novel_is_first = draws.below(2) == 0;
+        let (a, b) = if novel_is_first { (novel, address) } else { (address, novel) };
+        let _ = writeln!(out, "{a}\t{b}\t{}", WHICH[usize::from(!novel_is_first)]);
     }
     (out.lines().count() > 2).then_some(out)
 }

@@ -41,11 +41,11 @@ const fn pair(
 pub const TASKS: [TaskRow; 5] = [
     single("period", "period", super::derive::PERIODS, "embedded: when was this passage of an address to Congress spoken?"),
     pair(
-        "same_source",
-        "same_source",
+        "which_novel",
+        "which_novel",
         ["sentence1", "sentence2"],
-        &["different", "same"],
-        "embedded: are two passages both from novels, or both from addresses?",
+        super::derive::WHICH,
+        "embedded: which of two passages is from a novel, the other being from an address?",
     ),
     single("sst2", "SST-2", &["0", "1"], "GLUE: sentiment of a sentence"),
     pair("rte", "RTE", ["sentence1", "sentence2"], &["entailment", "not_entailment"], "GLUE: textual entailment"),
