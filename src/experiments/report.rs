@@ -178,7 +178,7 @@ impl Report {
         if let Some(chart) = self.perplexity_by_tokens() {
             plots.push((
                 chart.render(&out.join("perplexity_by_tokens"))?,
-                "Validation perplexity while training. The grey line is what word frequencies alone reach: above it, no context is used.",
+                "Validation perplexity while training. The grey line is what token frequencies alone reach. A rise early on comes from training on sequences shorter than those of validation.",
             ));
         }
         if let Some(chart) = self.perplexity_by_k() {
