@@ -1,6 +1,7 @@
 //! Line and bar charts as PNG and SVG, with a font of our own: no system fonts are needed.
 
 use plotters::coord::ranged1d::{AsRangedCoord, KeyPointHint, Ranged};
+use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::{register_font, FontStyle};
 use std::path::Path;
@@ -68,7 +69,7 @@ fn failed(error: impl std::fmt::Display) -> PlotError {
 
 /// Something that can be drawn to a file or to text.
 pub trait Chart {
-    fn draw<B: DrawingBackend>(&self, area: DrawingArea<B, plotters::coord::Shift>) -> Drawn;
+    fn draw<B: DrawingBackend>(&self, area: DrawingArea<B, Shift>) -> Drawn;
 
     /// Writes `path` with the extension png, and gives the same chart as SVG.
     fn render(&self, path: &Path) -> Result<String, PlotError> {
@@ -102,7 +103,7 @@ fn colour(series: &Series, index: usize) -> RGBColor {
 }
 
 impl Chart for LineChart {
-    fn draw<B: DrawingBackend>(&self, area: DrawingArea<B, plotters::coord::Shift>) -> Drawn {
+    fn draw<B: DrawingBackend>(&self, area: DrawingArea<B, Shift>) -> Drawn {
         let (x, y) = (self.range(|p| p.0, self.log_x, 0.0), self.range(|p| p.1, self.log_y, 0.06));
         match (self.log_x, self.log_y) {
             (false, false) => self.draw_on(area, x, y),
@@ -128,7 +129,7 @@ impl LineChart {
         low - width * margin..high + width * margin
     }
 
-    fn draw_on<B, X, Y>(&self, area: DrawingArea<B, plotters::coord::Shift>, x: X, y: Y) -> Drawn
+    fn draw_on<B, X, Y>(&self, area: DrawingArea<B, Shift>, x: X, y: Y) -> Drawn
     where
         B: DrawingBackend,
         X: AsRangedCoord<Value = f64>,
@@ -137,13 +138,7 @@ impl LineChart {
         Y::CoordDescType: plotters::coord::ranged1d::ValueFormatter<f64>,
     {
         area.fill(&WHITE).map_err(failed)?;
-        let mut chart = ChartBuilder::on(&area)
-            .caption(&self.title, (FONT, 22))
-            .margin(14)
-            .x_label_area_size(46)
-            .y_label_area_size(72)
-            .build_cartesian_2d(x, y)
-            .map_err(failed)?;
+        let mut chart = frame(&area, &self.title).build_cartesian_2d(x, y).map_err(failed)?;
         chart
             .configure_mesh()
             .light_line_style(TRANSPARENT)
@@ -165,29 +160,17 @@ impl LineChart {
                 chart.draw_series(series.points.iter().map(|p| Circle::new(*p, 4, colour.filled()))).map_err(failed)?;
             }
         }
-        chart
-            .configure_series_labels()
-            .background_style(WHITE.mix(0.85))
-            .border_style(RGBColor(200, 200, 200))
-            .label_font((FONT, 15))
-            .position(SeriesLabelPosition::UpperRight)
-            .draw()
-            .map_err(failed)?;
+        draw_legend(&mut chart)?;
         area.present().map_err(failed)
     }
 }
 
 impl Chart for BarChart {
-    fn draw<B: DrawingBackend>(&self, area: DrawingArea<B, plotters::coord::Shift>) -> Drawn {
+    fn draw<B: DrawingBackend>(&self, area: DrawingArea<B, Shift>) -> Drawn {
         area.fill(&WHITE).map_err(failed)?;
         let groups = self.groups.len().max(1) as f64;
-        let mut chart = ChartBuilder::on(&area)
-            .caption(&self.title, (FONT, 22))
-            .margin(14)
-            .x_label_area_size(46)
-            .y_label_area_size(72)
-            .build_cartesian_2d(GroupAxis(groups as usize), self.y_range.0..self.y_range.1)
-            .map_err(failed)?;
+        let mut chart =
+            frame(&area, &self.title).build_cartesian_2d(GroupAxis(groups as usize), self.y_range.0..self.y_range.1).map_err(failed)?;
         let name = |x: &f64| self.groups.get(x.floor() as usize).map(|(name, _)| name.clone()).unwrap_or_default();
         chart
             .configure_mesh()
@@ -219,16 +202,33 @@ impl Chart for BarChart {
                     .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(1)));
             }
         }
-        chart
-            .configure_series_labels()
-            .background_style(WHITE.mix(0.85))
-            .border_style(RGBColor(200, 200, 200))
-            .label_font((FONT, 15))
-            .position(SeriesLabelPosition::UpperRight)
-            .draw()
-            .map_err(failed)?;
+        draw_legend(&mut chart)?;
         area.present().map_err(failed)
     }
+}
+
+/// Title and margins, alike in every chart.
+fn frame<'a, 'b, B: DrawingBackend>(area: &'a DrawingArea<B, Shift>, title: &str) -> ChartBuilder<'a, 'b, B> {
+    let mut builder = ChartBuilder::on(area);
+    builder.caption(title, (FONT, 22)).margin(14).x_label_area_size(46).y_label_area_size(72);
+    builder
+}
+
+/// The names of the series, alike in every chart.
+fn draw_legend<'a, B, X, Y>(chart: &mut ChartContext<'a, B, Cartesian2d<X, Y>>) -> Drawn
+where
+    B: DrawingBackend + 'a,
+    X: Ranged<ValueType = f64>,
+    Y: Ranged<ValueType = f64>,
+{
+    chart
+        .configure_series_labels()
+        .background_style(WHITE.mix(0.85))
+        .border_style(RGBColor(200, 200, 200))
+        .label_font((FONT, 15))
+        .position(SeriesLabelPosition::UpperRight)
+        .draw()
+        .map_err(failed)
 }
 
 /// An axis of `n` groups, each one unit wide, labelled in the middle.
