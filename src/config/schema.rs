@@ -84,7 +84,7 @@ pub struct OwnTask {
     /// The labels in their order; empty for a regression on numbers.
     #[serde(default)]
     pub labels: Vec<String>,
-    /// accuracy (any classes), f1 or matthews (two classes), pearson or spearman (numbers); empty: accuracy or pearson.
+    /// accuracy, f1_macro or matthews (any classes), f1 (two classes), pearson or spearman (numbers); empty: accuracy or pearson.
     #[serde(default)]
     pub metric: String,
 }

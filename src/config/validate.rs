@@ -68,12 +68,12 @@ impl Config {
             .map_err(|()| origins.error("data.task.metric", format!("found \"{name}\", expected one of {}", Metric::names())))?;
         let classes = task.labels.len();
         let fits = match metric {
-            Metric::Accuracy => classes >= 2,
-            Metric::F1 | Metric::Matthews => classes == 2,
+            Metric::Accuracy | Metric::F1Macro | Metric::Matthews => classes >= 2,
+            Metric::F1 => classes == 2,
             Metric::Pearson | Metric::Spearman => classes == 0,
         };
         if !fits {
-            let message = format!("found {name} with {classes} labels, expected accuracy with 2 or more, f1 or matthews with 2, pearson or spearman with none");
+            let message = format!("found {name} with {classes} labels, expected accuracy, f1_macro or matthews with 2 or more, f1 with 2, pearson or spearman with none");
             return Err(origins.error("data.task.metric", message));
         }
         if let Some((_, twice)) = task.labels.iter().enumerate().find(|(i, label)| task.labels[..*i].contains(label)) {

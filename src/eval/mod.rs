@@ -10,15 +10,18 @@ pub enum Metric {
     Accuracy,
     /// F1 of class 1.
     F1,
-    /// Matthews' correlation of two classes.
+    /// Mean of the F1 of each class that is true or predicted somewhere.
+    F1Macro,
+    /// Matthews' correlation of two or more classes.
     Matthews,
     Pearson,
     Spearman,
 }
 
-const NAMES: [(Metric, &str); 5] = [
+const NAMES: [(Metric, &str); 6] = [
     (Metric::Accuracy, "accuracy"),
     (Metric::F1, "f1"),
+    (Metric::F1Macro, "f1_macro"),
     (Metric::Matthews, "matthews"),
     (Metric::Pearson, "pearson"),
     (Metric::Spearman, "spearman"),
@@ -38,9 +41,12 @@ impl Metric {
     pub fn compute(self, predicted: &[f64], truth: &[f64]) -> Option<f64> {
         match self {
             Metric::Accuracy => accuracy(predicted, truth),
-            Metric::F1 => f1(predicted, truth),
+            Metric::F1 => f1(predicted, truth, 1.0),
+            Metric::F1Macro => f1_macro(predicted, truth),
             Metric::Matthews => matthews(predicted, truth),
             Metric::Pearson => pearson(predicted, truth),
+            // A NaN has no rank: a diverged model must not get a score.
+            Metric::Spearman if predicted.iter().chain(truth).any(|v| v.is_nan()) => None,
             Metric::Spearman => pearson(&ranks(predicted), &ranks(truth)),
         }
     }
@@ -78,22 +84,40 @@ fn accuracy(predicted: &[f64], truth: &[f64]) -> Option<f64> {
     (!truth.is_empty()).then(|| right as f64 / truth.len() as f64)
 }
 
-/// (true positives, false positives, false negatives, true negatives) of class 1.
-fn confusion(predicted: &[f64], truth: &[f64]) -> [f64; 4] {
-    let count = |p: bool, t: bool| predicted.iter().zip(truth).filter(|(a, b)| (**a == 1.0) == p && (**b == 1.0) == t).count() as f64;
-    [count(true, true), count(true, false), count(false, true), count(false, false)]
+fn f1(predicted: &[f64], truth: &[f64], class: f64) -> Option<f64> {
+    let count = |values: &[f64]| values.iter().filter(|v| **v == class).count();
+    let hits = predicted.iter().zip(truth).filter(|(p, t)| **p == class && **t == class).count();
+    let total = count(predicted) + count(truth);
+    (total > 0).then(|| 2.0 * hits as f64 / total as f64)
 }
 
-fn f1(predicted: &[f64], truth: &[f64]) -> Option<f64> {
-    let [tp, fp, fn_, _] = confusion(predicted, truth);
-    let total = 2.0 * tp + fp + fn_;
-    (total > 0.0).then(|| 2.0 * tp / total)
+/// Classes that are true or predicted somewhere, ascending.
+fn classes(predicted: &[f64], truth: &[f64]) -> Vec<f64> {
+    let mut classes = [predicted, truth].concat();
+    classes.sort_by(f64::total_cmp);
+    classes.dedup();
+    classes
 }
 
+fn f1_macro(predicted: &[f64], truth: &[f64]) -> Option<f64> {
+    let of_classes: Vec<f64> = classes(predicted, truth).into_iter().filter_map(|class| f1(predicted, truth, class)).collect();
+    mean_and_deviation(&of_classes).map(|(mean, _)| mean)
+}
+
+/// Gorodkin's form for any number of classes; of two classes it is the usual one.
 fn matthews(predicted: &[f64], truth: &[f64]) -> Option<f64> {
-    let [tp, fp, fn_, tn] = confusion(predicted, truth);
-    let product = (tp + fp) * (tp + fn_) * (tn + fp) * (tn + fn_);
-    (product > 0.0).then(|| (tp * tn - fp * fn_) / product.sqrt())
+    let n = truth.len() as f64;
+    let right = predicted.iter().zip(truth).filter(|(p, t)| p == t).count() as f64;
+    let (mut both, mut of_predicted, mut of_truth) = (0.0, 0.0, 0.0);
+    for class in classes(predicted, truth) {
+        let count = |values: &[f64]| values.iter().filter(|v| **v == class).count() as f64;
+        let (p, t) = (count(predicted), count(truth));
+        both += p * t;
+        of_predicted += p * p;
+        of_truth += t * t;
+    }
+    let product = (n * n - of_predicted) * (n * n - of_truth);
+    (product > 0.0).then(|| (right * n - both) / product.sqrt())
 }
 
 fn pearson(a: &[f64], b: &[f64]) -> Option<f64> {
@@ -101,7 +125,9 @@ fn pearson(a: &[f64], b: &[f64]) -> Option<f64> {
     let (mean_a, mean_b) = (a.iter().sum::<f64>() / n, b.iter().sum::<f64>() / n);
     let sum = |f: &dyn Fn(f64, f64) -> f64| a.iter().zip(b).map(|(x, y)| f(x - mean_a, y - mean_b)).sum::<f64>();
     let (covariance, var_a, var_b) = (sum(&|x, y| x * y), sum(&|x, _| x * x), sum(&|_, y| y * y));
-    (a.len() > 1 && var_a > 0.0 && var_b > 0.0).then(|| covariance / (var_a * var_b).sqrt())
+    // Asked of the values: the mean of equal values is rounded, so their variance need not be exactly 0.
+    let varies = |values: &[f64]| values.iter().any(|v| *v != values[0]);
+    (varies(a) && varies(b) && var_a > 0.0 && var_b > 0.0).then(|| covariance / (var_a * var_b).sqrt())
 }
 
 /// Ranks from 1, ties sharing their mean rank.
@@ -150,6 +176,35 @@ mod tests {
         assert_eq!(Metric::Matthews.compute(&[1.0, 1.0], &[1.0, 0.0]), None);
         assert_eq!(Metric::Accuracy.compute(&[], &[]), None);
         assert_eq!(mean_and_deviation(&[2.0]), Some((2.0, None)));
+    }
+
+    /// Numbers of scikit-learn and scipy; `make.py` beside the fixture made them.
+    #[test]
+    fn the_same_numbers_as_the_python_libraries() {
+        let fixture: serde_json::Value = serde_json::from_str(include_str!("../../tests/fixtures/metrics/metrics.json")).unwrap();
+        let mut compared = 0;
+        for case in fixture["cases"].as_array().unwrap() {
+            let numbers = |key: &str| case[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect::<Vec<_>>();
+            let (predicted, truth) = (numbers("predicted"), numbers("truth"));
+            for (name, expected) in case["values"].as_object().unwrap() {
+                let found = name.parse::<Metric>().unwrap().compute(&predicted, &truth);
+                match (found, expected.as_f64()) {
+                    (Some(found), Some(expected)) => {
+                        assert!((found - expected).abs() < 1e-9, "{}: {name} {found} {expected}", case["name"])
+                    }
+                    (found, expected) => assert_eq!(found, expected, "{}: {name}", case["name"]),
+                }
+                compared += 1;
+            }
+        }
+        assert_eq!(compared, 37);
+    }
+
+    #[test]
+    fn a_diverged_model_has_no_correlation() {
+        let (predicted, truth) = ([f64::NAN, 1.0, 2.0], [1.0, 2.0, 3.0]);
+        assert_eq!(Metric::Pearson.compute(&predicted, &truth), None);
+        assert_eq!(Metric::Spearman.compute(&predicted, &truth), None);
     }
 
     #[test]
