@@ -66,7 +66,7 @@ fn roberta(backend: &str) -> Model {
         "max_position_embeddings": 14, "attention": {"kind": "full", "backend": backend}}))
 }
 
-fn fp32() -> Pass {
+fn fp32() -> Pass<'static> {
     Pass::evaluation(Kind::Float)
 }
 

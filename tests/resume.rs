@@ -13,7 +13,7 @@ fn final_weights(lab: &Lab, run: &str, step: u64) -> Vec<u8> {
 
 /// metrics.jsonl without what a clock says.
 fn metrics(lab: &Lab, run: &str) -> Vec<Value> {
-    let clocks = ["time", "tokens_per_second", "mfu", "data_wait"];
+    let clocks = ["time", "tokens_per_second", "mfu", "data_wait", "checkpoint_stall"];
     let strip = |line: &str| {
         let mut value: Value = serde_json::from_str(line).unwrap();
         clocks.iter().for_each(|key| drop(value.as_object_mut().unwrap().remove(*key)));

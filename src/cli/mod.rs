@@ -5,7 +5,7 @@
 mod doctor;
 
 use crate::config::sweep::Sweep;
-use crate::config::{load, Config, Origins};
+use crate::config::{load, Config, Origins, Precision};
 use crate::data::derive::{derive, Amounts};
 use crate::data::prepare::prepare;
 use crate::data::tasks::TASKS;
@@ -47,6 +47,14 @@ enum Command {
         file: PathBuf,
         /// Keys to set in every run, such as train.max_steps=100
         overrides: Vec<String>,
+    },
+    /// Look for the module where a run's numbers stopped being finite
+    Replay {
+        /// nonfinite-STEP.json in a run's folder
+        incident: PathBuf,
+        /// Arithmetic, to see whether another one helps: fp32 or bf16 [default: the run's]
+        #[arg(long, value_parser = precision)]
+        precision: Option<Precision>,
     },
     /// Tables, plots and report.html from finished runs
     Report {
@@ -106,6 +114,9 @@ struct RunArgs {
     /// auto: go on with what is in the run's folder; never: refuse it; or a checkpoint's folder
     #[arg(long, default_value = "never")]
     resume: String,
+    /// Start a new run from a checkpoint of another run, under this config
+    #[arg(long, value_name = "CHECKPOINT", conflicts_with = "resume")]
+    fork: Option<PathBuf>,
     /// Build everything and run two steps; only the prepared corpus is kept
     #[arg(long)]
     dry_run: bool,
@@ -120,12 +131,12 @@ pub fn main() -> ExitCode {
     match run(cli.command) {
         Ok(Finished::Done(_)) => ExitCode::SUCCESS,
         Ok(Finished::Interrupted) => {
-            eprintln!("linformer: interrupted; a checkpoint was written, go on with --resume auto");
+            say("interrupted; a checkpoint was written, go on with --resume auto");
             ExitCode::from(INTERRUPTED)
         }
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("linformer: {}", one_line(&error));
+            say(&one_line(&error));
             let wrong_usage = error.chain().any(|e| e.is::<load::ConfigError>());
             ExitCode::from(if wrong_usage { 2 } else { 1 })
         }
@@ -152,7 +163,16 @@ fn run(command: Command) -> Result<Finished> {
     match command {
         Command::Pretrain(args) => train(args, false),
         Command::Finetune(args) => train(args, true),
-        Command::Sweep { file, overrides } => experiments::sweep::run(&Sweep::load(&file, &overrides)?, &Interrupt::install()?),
+        Command::Sweep { file, overrides } => {
+            let sweep = Sweep::load(&file, &overrides)?;
+            let interrupt = Interrupt::install()?;
+            interrupt.wait_for_checkpoint();
+            experiments::sweep::run(&sweep, &interrupt)
+        }
+        Command::Replay { incident, precision } => {
+            out(&experiments::replay::run(&incident, precision)?)?;
+            Ok(Finished::Done(Value::Null))
+        }
         Command::Report { dirs, out } => report(&dirs, out),
         Command::Info { config, overrides, mfu, peak_tflops } => info(&config, &overrides, mfu, peak_tflops),
         Command::Data(command) => data(command),
@@ -163,17 +183,19 @@ fn run(command: Command) -> Result<Finished> {
 fn train(args: RunArgs, finetune: bool) -> Result<Finished> {
     let (mut config, origins) = load::load(&args.config, &args.overrides)?;
     check_kind(&config, &origins, finetune)?;
-    let resume = match args.resume.as_str() {
-        "auto" => Resume::Auto,
-        "never" => Resume::Never,
-        path => Resume::From(path.into()),
+    let resume = match (args.fork, args.resume.as_str()) {
+        _ if args.dry_run => Resume::Never,
+        (Some(checkpoint), _) => Resume::Fork(checkpoint),
+        (None, "auto") => Resume::Auto,
+        (None, "never") => Resume::Never,
+        (None, path) => Resume::From(path.into()),
     };
     let mut name = file_stem(&args.config);
     if let Some(dir) = config.run.dir.as_deref().and_then(Path::file_name) {
         name = dir.to_string_lossy().into_owned();
     }
     let scratch = args.dry_run.then(|| shorten(&mut config)).transpose()?;
-    let start = Start { name, resume: if args.dry_run { Resume::Never } else { resume }, interrupt: Interrupt::install()? };
+    let start = Start { name, resume, interrupt: Interrupt::install()? };
     let finished = experiments::run(config, &origins, start);
     if let Some(scratch) = scratch {
         let _ = std::fs::remove_dir_all(scratch);
@@ -215,6 +237,10 @@ fn check_kind(config: &Config, origins: &Origins, finetune: bool) -> Result<()> 
     }
 }
 
+fn precision(text: &str) -> Result<Precision, String> {
+    serde_json::from_value(text.into()).map_err(|_| "expected fp32 or bf16".into())
+}
+
 fn file_stem(path: &Path) -> String {
     path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_else(|| "run".into())
 }
@@ -223,7 +249,7 @@ fn report(dirs: &[PathBuf], folder: Option<PathBuf>) -> Result<Finished> {
     let folder = folder.or_else(|| dirs.first().cloned()).context("no folder given")?;
     let text = Report::read(dirs)?.write(&folder)?;
     out(&text)?;
-    eprintln!("written: {}", folder.join("report.html").display());
+    say(&format!("written: {}", folder.join("report.html").display()));
     Ok(Finished::Done(Value::Null))
 }
 
@@ -280,6 +306,11 @@ fn data(command: DataCommand) -> Result<Finished> {
         }
     }
     Ok(Finished::Done(Value::Null))
+}
+
+/// To stderr; a reader that went away is no reason to fail.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "linformer: {line}");
 }
 
 /// To stdout; a reader that went away is an error of its own kind, not a panic.

@@ -206,8 +206,15 @@ pub struct Train {
     pub eval_every: u64,
     /// 0: only at the end.
     pub checkpoint_every: u64,
-    /// Newest checkpoints kept (the best is kept besides).
+    /// Newest checkpoints kept ...
     pub keep_checkpoints: usize,
+    /// ... and, besides, those of the best evaluations. Fine-tuning makes one at each; pretraining keeps them where a
+    /// checkpoint was due.
+    pub keep_best_checkpoints: usize,
+    /// Hours after which the run stops with a checkpoint, counted from its start; null: no limit.
+    pub max_hours: Option<f64>,
+    /// Steps in a row that are skipped, because loss or gradient is not finite, before the run ends.
+    pub max_skipped_steps: u64,
     /// Fine-tuning: evaluations without improvement after which training ends; 0: never.
     pub early_stopping_patience: u64,
 }
@@ -237,6 +244,9 @@ impl Default for Train {
             eval_every: 500,
             checkpoint_every: 500,
             keep_checkpoints: 2,
+            keep_best_checkpoints: 1,
+            max_hours: None,
+            max_skipped_steps: 5,
             early_stopping_patience: 0,
         }
     }

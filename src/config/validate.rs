@@ -90,6 +90,11 @@ impl Config {
         at_least(origins, "train.batch_size", train.batch_size as i64, 1)?;
         at_least(origins, "train.log_every", train.log_every as i64, 1)?;
         at_least(origins, "train.keep_checkpoints", train.keep_checkpoints as i64, 1)?;
+        at_least(origins, "train.keep_best_checkpoints", train.keep_best_checkpoints as i64, 1)?;
+        at_least(origins, "train.max_skipped_steps", train.max_skipped_steps as i64, 1)?;
+        if let Some(hours) = train.max_hours.filter(|h| !(*h > 0.0 && h.is_finite())) {
+            return Err(origins.error("train.max_hours", format!("found {hours}, expected a number above 0")));
+        }
         if let Some(micro) = train.micro_batch_size {
             at_least(origins, "train.micro_batch_size", micro as i64, 1)?;
         }

@@ -2,11 +2,12 @@
 
 use super::masking::Target;
 use super::tasks::Example;
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use tch::{Device, Tensor};
 
 /// Masked sequences of one length, without padding.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MlmBatch {
     length: usize,
     /// B x n.
@@ -45,6 +46,10 @@ impl MlmBatch {
         self.targets.extend(targets.iter().map(|t| i64::from(t.token)));
     }
 
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
     pub fn sequences(&self) -> usize {
         self.ids.len() / self.length
     }
@@ -68,7 +73,7 @@ impl MlmBatch {
 }
 
 /// Labelled sequences of one task, padded on the right to one length.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TaskBatch {
     pub examples: Vec<Example>,
     pad: u32,
@@ -90,6 +95,10 @@ impl TaskBatch {
     pub fn new(examples: Vec<Example>, pad: u32) -> Self {
         let length = examples.iter().map(|e| e.ids.len()).max().unwrap_or(0);
         Self { examples, pad, length }
+    }
+
+    pub fn length(&self) -> usize {
+        self.length
     }
 
     /// Real tokens.

@@ -6,6 +6,7 @@ use super::tokenizer::Tokenizer;
 use super::{read_text, DataError};
 use crate::config::{OwnTask, TaskChoice};
 use crate::eval::Metric;
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// One row of the table.
@@ -136,7 +137,7 @@ impl TaskSpec {
 }
 
 /// A labelled sequence.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Example {
     /// Its row in the file, from 0.
     pub id: usize,

@@ -14,6 +14,7 @@ use crate::model::size::forward_flops_per_token;
 use crate::model::weights::Select;
 use crate::model::{ClassificationHead, Encoder, Input, Parameters, Pass};
 use crate::native::NativeError;
+use crate::train::interrupt::Interrupt;
 use crate::train::loss::{cross_entropy_sum, squared_error_sum};
 use crate::train::trainer::{kind_of, BatchSize, Evaluation};
 use crate::train::{LossSum, Outcome, Task};
@@ -74,7 +75,7 @@ impl Task for Finetune {
     }
 
     fn size(&self, batch: &TaskBatch) -> BatchSize {
-        BatchSize { sequences: batch.examples.len(), tokens: batch.tokens(), targets: batch.examples.len() }
+        BatchSize { sequences: batch.examples.len(), length: batch.length(), tokens: batch.tokens(), targets: batch.examples.len() }
     }
 
     fn loss(&self, batch: &TaskBatch, rows: Range<usize>, pass: &Pass) -> Result<LossSum, NativeError> {
@@ -83,7 +84,7 @@ impl Task for Finetune {
     }
 
     /// Every row once, sorted by length; predictions meet their labels by the row's id.
-    fn evaluate(&self) -> Result<Evaluation, NativeError> {
+    fn evaluate(&self, interrupt: &Interrupt) -> Result<Option<Evaluation>, NativeError> {
         let _guard = tch::no_grad_guard();
         let pass = Pass::evaluation(self.kind);
         let mut by_length: Vec<&Example> = self.dev.iter().collect();
@@ -91,6 +92,9 @@ impl Task for Finetune {
         let mut predicted = vec![0.0; self.dev.len()];
         let mut sum = 0.0;
         for chunk in by_length.chunks(EVALUATION_BATCH) {
+            if interrupt.is_set() {
+                return Ok(None);
+            }
             let batch = TaskBatch::new(chunk.iter().map(|e| (*e).clone()).collect(), self.pad);
             let (logits, labels) = self.logits(&batch, 0..chunk.len(), &pass)?;
             sum += self.loss_sum(&logits, &labels, 0.0).double_value(&[]);
@@ -109,7 +113,7 @@ impl Task for Finetune {
         }
         let values = [("loss", Some(sum / truth.len().max(1) as f64)), (name, score), ("constant_prediction", constant.then_some(1.0))];
         let values = values.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
-        Ok(Evaluation { record: Record { step: 0, split: "task", values }, score, text })
+        Ok(Some(Evaluation { record: Record { step: 0, split: "task", values }, score, text }))
     }
 
     fn keeps_best(&self) -> bool {
@@ -202,7 +206,7 @@ fn total_steps(config: &Config, origins: &Origins, rows: usize) -> Result<u64> {
 
 fn summary(name: &str, config: &Config, task: &Finetune, parameters: &Parameters, outcome: &Outcome, total_steps: u64) -> Value {
     let truth: Vec<f64> = task.dev.iter().map(|e| e.label).collect();
-    let best = outcome.state.best.filter(|b| b.score.is_some());
+    let best = outcome.state.best().filter(|b| b.score.is_some());
     json!({
         "kind": "finetune",
         "name": name,

@@ -1,10 +1,11 @@
 //! One file per thing that the paper did: [`pretrain`] (Figure 3), [`finetune`] (Table 2), [`sweep`] (both, over a grid),
-//! [`report`] (their tables and curves); [`info`] says what a config comes to before it runs, [`setup`] is what all share.
+//! [`report`] (their tables and curves); [`replay`] looks into a run that went wrong, [`info`] says what a config comes to before it runs, [`setup`] is what all share.
 
 pub mod finetune;
 pub mod info;
 pub mod paper;
 pub mod pretrain;
+pub mod replay;
 pub mod report;
 pub mod setup;
 pub mod sweep;

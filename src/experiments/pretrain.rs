@@ -12,10 +12,11 @@ use crate::model::size::forward_flops_per_token;
 use crate::model::weights::Select;
 use crate::model::{Encoder, Input, MaskedLmHead, Parameters, Pass};
 use crate::native::NativeError;
+use crate::train::interrupt::Interrupt;
 use crate::train::loss::cross_entropy_sum;
 use crate::train::trainer::{kind_of, BatchSize, Evaluation};
 use crate::train::{LossSum, Outcome, Task};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::{json, Value};
 use std::ops::Range;
 use tch::{Device, Kind};
@@ -64,6 +65,7 @@ impl MaskedLm {
         let tensors = batch.tensors(sequences, self.device);
         let hidden = self.encoder.forward(&Input { ids: tensors.ids, attention_mask: None }, pass)?;
         let logits = self.head.forward(&hidden, &tensors.positions);
+        pass.see("lm_head", &logits);
         let right = if count { logits.argmax(-1, false).eq_tensor(&tensors.targets).sum(Kind::Int64).int64_value(&[]) } else { 0 };
         Ok((cross_entropy_sum(&logits, &tensors.targets, smoothing), right))
     }
@@ -77,7 +79,7 @@ impl Task for MaskedLm {
     }
 
     fn size(&self, batch: &MlmBatch) -> BatchSize {
-        BatchSize { sequences: batch.sequences(), tokens: batch.ids.len(), targets: batch.targets.len() }
+        BatchSize { sequences: batch.sequences(), length: batch.length(), tokens: batch.ids.len(), targets: batch.targets.len() }
     }
 
     fn loss(&self, batch: &MlmBatch, sequences: Range<usize>, pass: &Pass) -> Result<LossSum, NativeError> {
@@ -85,11 +87,14 @@ impl Task for MaskedLm {
     }
 
     /// Every validation sequence once, with fixed masks.
-    fn evaluate(&self) -> Result<Evaluation, NativeError> {
+    fn evaluate(&self, interrupt: &Interrupt) -> Result<Option<Evaluation>, NativeError> {
         let _guard = tch::no_grad_guard();
         let pass = Pass::evaluation(self.kind);
         let (mut sum, mut right, mut targets) = (0.0, 0, 0);
         for first in (0..self.data.validation_sequences()).step_by(EVALUATION_BATCH) {
+            if interrupt.is_set() {
+                return Ok(None);
+            }
             let batch = self.data.validation_batch(first, EVALUATION_BATCH);
             let (loss, correct) = self.forward(&batch, 0..batch.sequences(), &pass, 0.0, true)?;
             sum += loss.double_value(&[]);
@@ -100,7 +105,7 @@ impl Task for MaskedLm {
         let accuracy = right as f64 / targets.max(1) as f64;
         let bits = loss / std::f64::consts::LN_2 / self.data.validation_bytes_per_token();
         let values = vec![("loss", loss), ("perplexity", perplexity(loss)), ("masked_accuracy", accuracy), ("bits_per_byte", bits)];
-        Ok(Evaluation {
+        Ok(Some(Evaluation {
             record: Record { step: 0, split: "valid", values },
             score: Some(-loss),
             text: format!(
@@ -108,7 +113,7 @@ impl Task for MaskedLm {
                 perplexity(loss),
                 perplexity(self.unigram_loss)
             ),
-        })
+        }))
     }
 
     fn keeps_best(&self) -> bool {
@@ -157,7 +162,7 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
 fn summary(name: &str, config: &Config, task: &MaskedLm, parameters: &Parameters, outcome: &Outcome) -> Result<Value> {
     let evaluation = match outcome.last.clone() {
         Some(evaluation) => evaluation,
-        None => task.evaluate()?,
+        None => task.evaluate(&Interrupt::default())?.context("the evaluation was broken off")?,
     };
     let meta = &task.data.prepared().meta;
     Ok(json!({

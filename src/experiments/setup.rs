@@ -9,10 +9,12 @@ use crate::log::{progress::Progress, Log};
 use crate::model::weights::Select;
 use crate::model::Parameters;
 use crate::native::runtime;
-use crate::train::checkpoint::{step_name, Checkpoint, State};
+use crate::train::checkpoint::{step_name, Checkpoint};
 use crate::train::optimizer::Optimizer;
 use crate::train::run::{environment, read_config, RunFolder};
-use crate::train::trainer::{kind_of, Session};
+use crate::train::saver::{check_room, estimate, Saver};
+use crate::train::state::State;
+use crate::train::trainer::{keep, kind_of, Session};
 use crate::train::{train, Outcome, Task};
 use anyhow::{bail, Context, Result};
 use serde_json::{json, Value};
@@ -80,7 +82,7 @@ impl Parent {
                 let why = damaged.first().map(|d| format!("; {d}")).unwrap_or_default();
                 bail!("{key}: {}: no valid checkpoint{why}", run.display());
             };
-            let best = newest.state.best.filter(|_| theirs.data.task.is_some());
+            let best = newest.state.best().filter(|_| theirs.data.task.is_some());
             best.and_then(|b| Checkpoint::open(&checkpoints.join(step_name(b.step))).ok()).unwrap_or(newest)
         };
         Ok(Some(Self { tokenizer: run.join("tokenizer.json"), run, model: theirs.model, checkpoint }))
@@ -184,24 +186,30 @@ impl<T: Task> Job<'_, T> {
             optimizer.load(&checkpoint.optimizer()?)?;
             state = checkpoint.state.clone();
         }
+        let keep = keep(&self.config.train);
+        let crowded = check_room(&folder.path, estimate(parameters, &optimizer), keep)?;
         folder.write_text("tokenizer.json", &self.tokenizer.to_json()?)?;
         let peak_flops = measure_peak(parameters.device(), kind_of(self.config.train.precision));
         folder.write("environment.json", &environment(&self.config.run.device, peak_flops / 1e12))?;
         let progress = Progress::new(&self.start.name, state.step, self.total_steps);
+        crowded.iter().for_each(|text| progress.warn(text));
         folder.damaged.iter().for_each(|text| progress.warn(&format!("passed over a checkpoint: {text}")));
         if state.step > 0 {
             progress.note(&format!("goes on after step {}", state.step));
         }
         let mut log = Log::open(&folder.path, state.step, progress);
+        let interrupt = self.start.interrupt.clone().limited(self.config.train.max_hours);
+        interrupt.wait_for_checkpoint();
         let session = Session {
             config: &self.config.train,
             total_steps: self.total_steps,
             parameters,
             optimizer,
             state,
-            checkpoints: &folder.checkpoints(),
+            folder,
+            saver: Saver::new(&folder.checkpoints(), keep),
             log: &mut log,
-            interrupt: &self.start.interrupt,
+            interrupt: &interrupt,
             flops_per_token: 3.0 * self.flops_per_token,
             peak_flops,
         };

@@ -34,9 +34,8 @@ impl JsonLines {
         self.out.flush()
     }
 
-    pub fn sync(&mut self) -> io::Result<()> {
-        self.out.flush()?;
-        self.out.get_ref().sync_data()
+    pub fn file(&self) -> &File {
+        self.out.get_ref()
     }
 }
 

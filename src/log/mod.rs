@@ -11,6 +11,7 @@ pub mod tensorboard;
 use jsonl::JsonLines;
 use progress::Progress;
 use serde_json::{Map, Value};
+use std::fs::File;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tensorboard::EventFile;
@@ -61,10 +62,15 @@ impl Log {
         write(&mut self.events, |sink| sink.write(&line), "tensorboard", &self.progress);
     }
 
-    /// Everything recorded so far is on the disk after this.
-    pub fn sync(&mut self) {
-        write(&mut self.lines, JsonLines::sync, "metrics.jsonl", &self.progress);
-        write(&mut self.events, EventFile::sync, "tensorboard", &self.progress);
+    /// The files behind the sinks, all of whose records have reached the kernel: to be synced elsewhere.
+    pub fn files(&self) -> Vec<File> {
+        let files = [self.lines.as_ref().map(JsonLines::file), self.events.as_ref().map(EventFile::file)];
+        files.into_iter().flatten().filter_map(|file| file.try_clone().ok()).collect()
+    }
+
+    /// Says that a file of [`Self::files`] could not be synced.
+    pub fn unsynced(&self, error: &std::io::Error) {
+        self.progress.warn(&format!("metrics.jsonl or tensorboard could not be synced to the disk ({error}); the run goes on"));
     }
 }
 

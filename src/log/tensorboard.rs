@@ -58,8 +58,8 @@ impl EventFile {
         Ok(())
     }
 
-    pub fn sync(&mut self) -> io::Result<()> {
-        self.file.sync_data()
+    pub fn file(&self) -> &File {
+        &self.file
     }
 
     fn event(&mut self, event: &Event) -> io::Result<()> {
@@ -74,8 +74,8 @@ impl EventFile {
 fn tag(split: &str, name: &str) -> Option<String> {
     match name {
         "step" | "split" | "time" | "tokens" => None,
-        "lr" | "grad_norm" => Some(format!("optim/{name}")),
-        "tokens_per_second" | "mfu" | "data_wait" => Some(format!("speed/{name}")),
+        "lr" | "grad_norm" | "grad_norm_max" | "grad_norm_spikes" | "skipped_steps" => Some(format!("optim/{name}")),
+        "tokens_per_second" | "mfu" | "data_wait" | "checkpoint_stall" => Some(format!("speed/{name}")),
         _ => Some(format!("{split}/{name}")),
     }
 }

@@ -79,7 +79,9 @@ impl SelfAttention {
             pass.dropout(p, self.dropout, &self.place)?.matmul(&v)
         };
         let (batch, length) = (x.size()[0], x.size()[1]);
-        Ok(out.transpose(1, 2).reshape([batch, length, -1]))
+        let out = out.transpose(1, 2).reshape([batch, length, -1]);
+        pass.see(self.place.trim_end_matches(".probabilities"), &out);
+        Ok(out)
     }
 
     /// P of the paper, `[B, h, L, L]` or `[B, h, L, k]`, in fp32.

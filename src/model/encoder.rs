@@ -107,7 +107,9 @@ impl Embeddings {
             }
         };
         let sum = words + positions + self.token_type.get(0);
-        pass.dropout(self.norm.forward(&sum.to_kind(pass.kind)), self.dropout, "roberta.embeddings")
+        let out = pass.dropout(self.norm.forward(&sum.to_kind(pass.kind)), self.dropout, "roberta.embeddings")?;
+        pass.see("roberta.embeddings", &out);
+        Ok(out)
     }
 }
 
@@ -121,7 +123,7 @@ struct Layer {
     norm: Norm,
     act: HiddenAct,
     dropout: f64,
-    /// Names of the places where dropout stands.
+    /// Names of the attention and feed-forward outputs, where dropout stands.
     places: [String; 2],
 }
 
@@ -147,10 +149,12 @@ impl Layer {
     fn forward(&self, x: Tensor, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
         let attend = |x: &Tensor| -> Result<Tensor, NativeError> {
             let out = self.attention_output.forward(&self.attention.forward(x, keep, pass)?);
+            pass.see(&self.places[0], &out);
             pass.dropout(out, self.dropout, &self.places[0])
         };
         let feed_forward = |x: &Tensor| -> Result<Tensor, NativeError> {
             let out = self.output.forward(&activate(&self.intermediate.forward(x), self.act));
+            pass.see(&self.places[1], &out);
             pass.dropout(out, self.dropout, &self.places[1])
         };
         match self.norm {

@@ -58,6 +58,8 @@ impl ClassificationHead {
     pub fn forward(&self, hidden: &Tensor, pass: &Pass) -> Result<Tensor, NativeError> {
         let first = pass.dropout(hidden.select(1, 0), self.dropout, "classifier.dense")?;
         let x = self.dense.forward(&first).tanh();
-        Ok(self.out.forward(&pass.dropout(x, self.dropout, "classifier.out_proj")?))
+        let out = self.out.forward(&pass.dropout(x, self.dropout, "classifier.out_proj")?);
+        pass.see("classifier", &out);
+        Ok(out)
     }
 }

@@ -2,18 +2,20 @@
 
 use super::init::Init;
 use super::parameters::Parameters;
+use super::watch::Watch;
 use crate::config::{HiddenAct, Model, WeightInit};
 use crate::native::dropout::dropout;
 use crate::native::NativeError;
 use crate::random::{combine, hash_name, Purpose, Stream};
 use tch::{Kind, Tensor};
 
-/// One forward pass: its arithmetic and its randomness.
+/// One forward pass: its arithmetic and its randomness, and who looks on.
 #[derive(Clone, Copy, Debug)]
-pub struct Pass {
+pub struct Pass<'a> {
     /// Arithmetic: fp32, or bf16 with the fp32 weights cast where they are used.
     pub kind: Kind,
     dropout: Option<DropoutKey>,
+    watch: Option<&'a Watch>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -23,16 +25,28 @@ struct DropoutKey {
     first_sequence: i64,
 }
 
-impl Pass {
+impl<'a> Pass<'a> {
     /// Without dropout.
     pub fn evaluation(kind: Kind) -> Self {
-        Self { kind, dropout: None }
+        Self { kind, dropout: None, watch: None }
     }
 
     /// With dropout as a function of (seed, step). `first_sequence` is the place of the micro-batch in the step's batch:
     /// the cut into micro-batches does not change what is dropped.
     pub fn training(kind: Kind, seed: u64, step: u64, first_sequence: i64) -> Self {
-        Self { kind, dropout: Some(DropoutKey { seed, step, first_sequence }) }
+        Self { kind, dropout: Some(DropoutKey { seed, step, first_sequence }), watch: None }
+    }
+
+    /// The same pass with its modules' outputs looked at.
+    pub fn watched(self, watch: &'a Watch) -> Self {
+        Self { watch: Some(watch), ..self }
+    }
+
+    /// Shows a module's output to whoever looks on.
+    pub fn see(&self, module: &str, output: &Tensor) {
+        if let Some(watch) = self.watch {
+            watch.see(module, output);
+        }
     }
 
     pub fn drops(&self, p: f64) -> bool {

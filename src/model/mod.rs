@@ -1,7 +1,8 @@
 //! The encoder of RoBERTa with full attention or the Linformer's (paper, section 4), in libtorch operations.
 //!
 //! [`parameters`] and [`init`] make the weights, [`projection`] maps n positions to k rows, [`attention`] uses it,
-//! [`encoder`] stacks it, [`heads`] turn hidden states into predictions, [`weights`] is the file format, [`size`] counts.
+//! [`encoder`] stacks it, [`heads`] turn hidden states into predictions, [`weights`] is the file format, [`size`] counts,
+//! [`watch`] looks for numbers that are not finite.
 //! Shapes: B sequences, L <= n positions, d hidden size, h heads, k projected rows.
 
 pub mod attention;
@@ -12,6 +13,7 @@ pub mod layers;
 pub mod parameters;
 pub mod projection;
 pub mod size;
+pub mod watch;
 pub mod weights;
 
 pub use encoder::{Encoder, Input};

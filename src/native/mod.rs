@@ -6,11 +6,13 @@
 //! | [`dropout`] | dropout as a function of (seed, purpose, step), with its autograd node |
 //! | [`optim`]   | libtorch's fused Adam and AdamW with state that can be saved, gradient norms |
 //! | [`mapped`]  | a read-only memory map |
+//! | [`disk`]    | free room on a file system |
 //! | [`panics`]  | libtorch's exceptions, which tch turns into panics, as errors |
 //!
 //! Every C++ exception comes back as [`NativeError`] with the first line of its text (the rest is libtorch's backtrace).
 #![allow(unsafe_code)]
 
+pub mod disk;
 pub mod dropout;
 pub mod mapped;
 pub mod optim;

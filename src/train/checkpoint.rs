@@ -1,28 +1,27 @@
 //! Checkpoints: a folder `step-00001000` with weights, optimizer state, the loop's own state, and a manifest.
 //!
-//! It is written under a temporary name in the same folder, every file synced, the manifest last, then renamed and the
-//! parent synced. A crash or a full disk leaves a temporary folder, which is never read and is removed by the next save;
-//! the previous checkpoint is untouched. A checkpoint counts only if its manifest's sizes and hashes agree.
+//! It counts only if its manifest's sizes and hashes agree: [`super::saver`] writes the manifest last. `step-00001000.old`
+//! is what stood under the name before, if a crash came between two renames.
 
-use super::optimizer::Optimizer;
+use super::state::{State, FORMAT};
 use crate::digest::file_sha256;
-use crate::model::weights::{self, WeightsError, WeightsFile};
-use crate::model::Parameters;
+use crate::model::weights::{WeightsError, WeightsFile};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Raised when the files change their meaning.
-const FORMAT: u32 = 1;
-const FILES: [&str; 3] = ["model.safetensors", "optimizer.safetensors", "state.json"];
+/// What a manifest names, in the order of writing.
+pub const FILES: [&str; 3] = ["state.json", "model.safetensors", "optimizer.safetensors"];
+pub const MANIFEST: &str = "manifest.json";
 
 /// Why a checkpoint could not be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     #[error("{path}: {source}; earlier checkpoints are unchanged")]
     Write { path: PathBuf, source: io::Error },
+    #[error("{path}: {free} bytes are free, but a checkpoint needs {needed}: make room, or choose another run.dir")]
+    NoRoom { path: PathBuf, free: u64, needed: u64 },
     #[error("{path}: {source}")]
     Read { path: PathBuf, source: io::Error },
     #[error("{path}: {message}")]
@@ -31,113 +30,17 @@ pub enum CheckpointError {
     Weights(#[from] WeightsError),
 }
 
-/// What the loop has to know to go on.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct State {
-    /// Optimizer steps made.
-    pub step: u64,
-    /// Tokens seen.
-    pub tokens: u64,
-    /// Seconds of training, over all starts.
-    pub seconds: f64,
-    /// The best evaluation.
-    pub best: Option<Best>,
-    /// Evaluations since the best.
-    pub evaluations_since_best: u64,
-    /// Sums since the last line of metrics.jsonl.
-    pub window: Window,
-}
-
-/// An evaluation that was the best when it was made.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Best {
-    /// Higher is better; None: the metric was not defined.
-    pub score: Option<f64>,
-    pub step: u64,
-}
-
-/// Sums over the steps since the last report.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Window {
-    pub loss: f64,
-    pub targets: u64,
-    pub tokens: u64,
-    pub seconds: f64,
-    pub waited: f64,
+#[derive(Serialize, Deserialize)]
+pub(super) struct Manifest {
+    pub format: u32,
+    pub files: Vec<ManifestEntry>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Manifest {
-    format: u32,
-    files: Vec<ManifestEntry>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct ManifestEntry {
-    name: String,
-    bytes: u64,
-    sha256: String,
-}
-
-/// Writes the checkpoint of `state.step` below `folder`, then removes those that are neither among the newest `keep` nor
-/// the best.
-pub fn save(folder: &Path, parameters: &Parameters, optimizer: &Optimizer, state: &State, keep: usize) -> Result<(), CheckpointError> {
-    let target = folder.join(step_name(state.step));
-    let aside = folder.join(format!("{}.tmp", step_name(state.step)));
-    let failed = |path: &Path| {
-        let path = path.to_path_buf();
-        move |source| CheckpointError::Write { path, source }
-    };
-    fs::create_dir_all(folder).map_err(failed(folder))?;
-    remove_leftovers(folder);
-    fs::create_dir(&aside).map_err(failed(&aside))?;
-    let written = write_files(&aside, parameters, optimizer, state).and_then(|()| {
-        if target.exists() {
-            fs::remove_dir_all(&target).map_err(failed(&target))?;
-        }
-        fs::rename(&aside, &target).map_err(failed(&target))?;
-        sync_folder(folder).map_err(failed(folder))
-    });
-    if written.is_err() {
-        let _ = fs::remove_dir_all(&aside);
-        return written;
-    }
-    remove_old(folder, keep, state);
-    Ok(())
-}
-
-fn write_files(aside: &Path, parameters: &Parameters, optimizer: &Optimizer, state: &State) -> Result<(), CheckpointError> {
-    let io = |path: &Path| {
-        let path = path.to_path_buf();
-        move |source| CheckpointError::Write { path, source }
-    };
-    let metadata = || HashMap::from([("format".to_string(), "pt".to_string())]);
-    let weights_io = |error| match error {
-        WeightsError::Io { path, source } => CheckpointError::Write { path, source },
-        other => CheckpointError::Weights(other),
-    };
-    weights::save(&aside.join(FILES[0]), parameters.iter().map(|p| (p.name.clone(), &p.tensor)), metadata()).map_err(weights_io)?;
-    weights::save(&aside.join(FILES[1]), optimizer.state().into_iter(), metadata()).map_err(weights_io)?;
-    let text = serde_json::to_string_pretty(state).unwrap_or_default();
-    fs::write(aside.join(FILES[2]), text).map_err(io(&aside.join(FILES[2])))?;
-    let entries = FILES.iter().map(|name| manifest_entry(aside, name)).collect::<io::Result<Vec<_>>>().map_err(io(aside))?;
-    let manifest = serde_json::to_string_pretty(&Manifest { format: FORMAT, files: entries }).unwrap_or_default();
-    let path = aside.join("manifest.json");
-    fs::write(&path, manifest).map_err(io(&path))?;
-    for name in FILES.iter().chain(&["manifest.json"]) {
-        let path = aside.join(name);
-        File::open(&path).and_then(|f| f.sync_all()).map_err(io(&path))?;
-    }
-    sync_folder(aside).map_err(io(aside))
-}
-
-fn manifest_entry(folder: &Path, name: &str) -> io::Result<ManifestEntry> {
-    let (bytes, sha256) = file_sha256(&folder.join(name))?;
-    Ok(ManifestEntry { name: name.into(), bytes, sha256 })
-}
-
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
+pub(super) struct ManifestEntry {
+    pub name: String,
+    pub bytes: u64,
+    pub sha256: String,
 }
 
 /// A checkpoint that was found valid.
@@ -150,8 +53,8 @@ impl Checkpoint {
     /// The newest valid checkpoint below `folder`, if any; damaged ones are named in the second list.
     pub fn latest(folder: &Path) -> (Option<Self>, Vec<String>) {
         let mut damaged = Vec::new();
-        for step in steps(folder).into_iter().rev() {
-            match Self::open(&folder.join(step_name(step))) {
+        for (_, path) in list(folder).into_iter().rev() {
+            match Self::open(&path) {
                 Ok(checkpoint) => return (Some(checkpoint), damaged),
                 Err(error) => damaged.push(error.to_string()),
             }
@@ -166,9 +69,9 @@ impl Checkpoint {
             let path = folder.join(name);
             fs::read_to_string(&path).map_err(|source| CheckpointError::Read { path, source })
         };
-        let manifest: Manifest = serde_json::from_str(&read("manifest.json")?).map_err(|e| invalid(format!("manifest.json: {e}")))?;
-        if manifest.format != FORMAT {
-            return Err(invalid(format!("format {}, this program reads {FORMAT}", manifest.format)));
+        let manifest: Manifest = serde_json::from_str(&read(MANIFEST)?).map_err(|e| invalid(format!("{MANIFEST}: {e}")))?;
+        if !(1..=FORMAT).contains(&manifest.format) {
+            return Err(invalid(format!("format {}, this program reads 1 to {FORMAT}", manifest.format)));
         }
         for name in FILES {
             let entry =
@@ -176,23 +79,20 @@ impl Checkpoint {
             let path = folder.join(name);
             let (bytes, sha256) = file_sha256(&path).map_err(|source| CheckpointError::Read { path, source })?;
             if bytes != entry.bytes || sha256 != entry.sha256 {
-                return Err(invalid(format!(
-                    "{name} is damaged ({bytes} bytes, expected {} with SHA-256 {}...)",
-                    entry.bytes,
-                    &entry.sha256[..12.min(entry.sha256.len())]
-                )));
+                let expected: String = entry.sha256.chars().take(12).collect();
+                return Err(invalid(format!("{name} is damaged ({bytes} bytes, expected {} with SHA-256 {expected}...)", entry.bytes)));
             }
         }
-        let state = serde_json::from_str(&read("state.json")?).map_err(|e| invalid(format!("state.json: {e}")))?;
+        let state = State::read(&read(FILES[0])?, manifest.format).map_err(|e| invalid(format!("{}: {e}", FILES[0])))?;
         Ok(Self { folder: folder.into(), state })
     }
 
     pub fn weights(&self) -> Result<WeightsFile, WeightsError> {
-        WeightsFile::open(&self.folder.join(FILES[0]))
+        WeightsFile::open(&self.folder.join(FILES[1]))
     }
 
     pub fn optimizer(&self) -> Result<WeightsFile, WeightsError> {
-        WeightsFile::open(&self.folder.join(FILES[1]))
+        WeightsFile::open(&self.folder.join(FILES[2]))
     }
 }
 
@@ -201,35 +101,64 @@ pub fn step_name(step: u64) -> String {
     format!("step-{step:08}")
 }
 
-/// Steps that have a checkpoint folder, ascending.
-fn steps(folder: &Path) -> Vec<u64> {
+/// Checkpoint folders by step, ascending; at one step the replaced one (`.old`) before the new one.
+pub(super) fn list(folder: &Path) -> Vec<(u64, PathBuf)> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut steps: Vec<u64> = entries.filter_map(|e| e.file_name().to_str()?.strip_prefix("step-")?.parse().ok()).collect();
-    steps.sort_unstable();
-    steps
-}
-
-fn remove_leftovers(folder: &Path) {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let is_leftover = |path: &PathBuf| path.extension().is_some_and(|e| e == "tmp");
-    entries.map(|e| e.path()).filter(is_leftover).for_each(|path| drop(fs::remove_dir_all(path)));
-}
-
-/// Keeps the newest `keep` up to the one just written, and the best.
-fn remove_old(folder: &Path, keep: usize, state: &State) {
-    let steps: Vec<u64> = steps(folder).into_iter().filter(|step| *step <= state.step).collect();
-    let old = &steps[..steps.len().saturating_sub(keep)];
-    let best = state.best.map(|b| b.step);
-    old.iter().filter(|step| Some(**step) != best).for_each(|step| drop(fs::remove_dir_all(folder.join(step_name(*step)))));
+    let step_of = |path: PathBuf| {
+        let name = path.file_name()?.to_str()?.strip_prefix("step-")?;
+        let (digits, is_new) = name.strip_suffix(".old").map_or((name, true), |digits| (digits, false));
+        Some((digits.parse::<u64>().ok()?, is_new, path))
+    };
+    let mut found: Vec<_> = entries.filter_map(|e| step_of(e.path())).collect();
+    found.sort();
+    found.into_iter().map(|(step, _, path)| (step, path)).collect()
 }
 
 /// Renames every checkpoint after `step` out of the way: a run that goes on from there makes its own. They are damaged, or
 /// were left behind on purpose.
-pub fn set_aside_after(folder: &Path, step: u64) {
-    for later in steps(folder).into_iter().filter(|s| *s > step) {
-        let name = step_name(later);
+pub fn set_aside_after(folder: &Path, step: u64) -> io::Result<()> {
+    for (_, path) in list(folder).into_iter().filter(|(later, _)| *later > step) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let aside = folder.join(format!("abandoned-{name}"));
-        let _ = fs::remove_dir_all(&aside);
-        let _ = fs::rename(folder.join(name), aside);
+        if aside.exists() {
+            fs::remove_dir_all(&aside)?;
+        }
+        fs::rename(path, aside)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// Written by the first release of the form, by `linformer pretrain` on the config beside it.
+    #[test]
+    fn a_checkpoint_of_the_first_format_loads() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/checkpoint_format_1");
+        let checkpoint = Checkpoint::latest(&folder).0.unwrap();
+        assert_eq!((checkpoint.state.step, checkpoint.state.tokens), (3, 192));
+        assert_eq!(checkpoint.state.best().unwrap().step, 3);
+        let config = crate::train::run::read_config(&folder).unwrap();
+        let mut parameters = crate::model::Parameters::new(0, tch::Device::Cpu);
+        let encoder = crate::model::Encoder::new(&mut parameters, &config.model);
+        crate::model::MaskedLmHead::new(&mut parameters, &config.model, encoder.word_embeddings());
+        let loaded = checkpoint.weights().unwrap().load_into(&parameters, crate::model::weights::Select::All).unwrap();
+        assert_eq!(loaded, parameters.iter().count());
+        crate::train::optimizer::Optimizer::new(&parameters, &config.train).load(&checkpoint.optimizer().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn the_replaced_checkpoint_stands_in_until_the_new_one_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["step-00000003", "step-00000006.old", "step-00000006", "step-x", "step-00000007.tmp", "abandoned-step-00000009"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        let names =
+            || list(folder.path()).into_iter().map(|(_, p)| p.file_name().unwrap().to_str().unwrap().to_string()).collect::<Vec<_>>();
+        assert_eq!(names(), ["step-00000003", "step-00000006.old", "step-00000006"]);
+        set_aside_after(folder.path(), 3).unwrap();
+        assert_eq!(names(), ["step-00000003"]);
     }
 }

@@ -1,14 +1,18 @@
 //! The training loop and what it stands on.
 //!
 //! [`trainer`] is the loop, [`schedule`] the learning rate, [`optimizer`] Adam and AdamW, [`loss`] the losses,
-//! [`checkpoint`] what is saved, [`run`] the run's folder, [`interrupt`] Ctrl-C and SIGTERM.
+//! [`health`] steps that are not finite, [`state`] what the loop knows, [`saver`] how a checkpoint is written and
+//! [`checkpoint`] how it is read, [`run`] the run's folder, [`interrupt`] signals and the time limit.
 
 pub mod checkpoint;
+pub mod health;
 pub mod interrupt;
 pub mod loss;
 pub mod optimizer;
 pub mod run;
+pub mod saver;
 pub mod schedule;
+pub mod state;
 pub mod trainer;
 
 pub use trainer::{train, LossSum, Outcome, Task, TrainError};

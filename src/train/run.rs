@@ -1,11 +1,12 @@
 //! A run's folder: config, environment, tokenizer, metrics, checkpoints, summary.
 
-use super::checkpoint::{set_aside_after, Checkpoint};
+use super::checkpoint::{set_aside_after, Checkpoint, CheckpointError};
+use super::saver::{adopt, sync_folder};
 use crate::config::Config;
 use crate::native::runtime;
 use serde_json::{json, Value};
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// What to do with a folder that holds a run already.
@@ -17,6 +18,8 @@ pub enum Resume {
     Auto,
     /// Go on from this checkpoint of the run.
     From(PathBuf),
+    /// A new run that goes on from this checkpoint of another run, under other settings.
+    Fork(PathBuf),
 }
 
 /// Why a run's folder was refused.
@@ -27,20 +30,25 @@ pub enum RunError {
     #[error("{path}: a run is here already; continue it with --resume auto, or choose another folder with run.dir=...")]
     Exists { path: PathBuf },
     #[error(
-        "{path}: resumes a run whose {key} was {was}, but it is {now}; what is learned may not change on the way: choose another run.dir"
+        "{path}: resumes a run whose {key} was {was}, but it is {now}; what is learned may not change on the way: choose another run.dir, or start a new run from a checkpoint with --fork"
     )]
     Changed { path: PathBuf, key: String, was: String, now: String },
     #[error("{path}: {message}")]
     Invalid { path: PathBuf, message: String },
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
 }
 
 /// Keys that may differ on resume: how long, how often, where; never what is learned from what.
-const MAY_CHANGE: [&str; 10] = [
+pub const MAY_CHANGE: [&str; 13] = [
     "train.max_steps",
     "train.log_every",
     "train.eval_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.keep_best_checkpoints",
+    "train.max_hours",
+    "train.max_skipped_steps",
     "train.early_stopping_patience",
     "run.dir",
     "run.device",
@@ -67,20 +75,24 @@ impl RunFolder {
     /// `inputs` are hashes of everything the run reads (tokenizer, data, weights to start from): a resumed run must read the
     /// same.
     pub fn open(path: &Path, config: &Config, inputs: &Value, total_steps: u64, resume: &Resume) -> Result<Self, RunError> {
-        let exists = path.join("config.json").exists() || path.join("checkpoints").exists();
+        let invalid = |message: String| Err(RunError::Invalid { path: path.into(), message });
+        let exists = path.join("config.json").exists();
         match resume {
-            Resume::Never if exists => return Err(RunError::Exists { path: path.into() }),
-            Resume::From(folder) if !exists => {
-                return Err(RunError::Invalid { path: path.into(), message: format!("no run is here to resume from {}", folder.display()) })
+            Resume::Never | Resume::Fork(_) if exists => return Err(RunError::Exists { path: path.into() }),
+            Resume::From(folder) if !exists => return invalid(format!("no run is here to resume from {}", folder.display())),
+            _ if !exists && path.join("checkpoints").exists() => {
+                return invalid("checkpoints are here, but no config.json: a copy or a fork that was broken off; remove the folder, or choose another run.dir".into())
             }
             _ => {}
         }
         fs::create_dir_all(path).map_err(failed(path))?;
         let lock = lock(path)?;
         let mut run = Self { path: path.into(), checkpoint: None, damaged: Vec::new(), done: None, _lock: lock };
+        let now = serde_json::to_value(config).unwrap_or_default();
         if exists {
-            run.refuse_changes("config.json", &serde_json::to_value(config).unwrap_or_default(), "")?;
-            run.refuse_changes("inputs.json", inputs, "inputs")?;
+            // Through the type: a key that this run's program did not know had its default.
+            run.refuse_changes(&serde_json::to_value(read_config(path)?).unwrap_or_default(), &now, "")?;
+            run.refuse_changes(&read_json(&path.join("inputs.json"))?, inputs, "inputs")?;
             let done = |s: &Value| s["total_steps"].as_u64() == Some(total_steps);
             run.done = read_summary(path).filter(|s| *resume == Resume::Auto && done(s));
             if run.done.is_some() {
@@ -88,9 +100,12 @@ impl RunFolder {
             }
             run.find_checkpoint(resume)?;
             let _ = fs::remove_file(path.join("summary.json"));
+        } else if let Resume::Fork(checkpoint) = resume {
+            run.fork(checkpoint, &now, inputs)?;
         }
-        run.write("config.json", &serde_json::to_value(config).unwrap_or_default())?;
+        // The config last: only with it is there a run here.
         run.write("inputs.json", inputs)?;
+        run.write("config.json", &now)?;
         Ok(run)
     }
 
@@ -103,20 +118,46 @@ impl RunFolder {
             if !inside {
                 return Err(invalid(format!("not a checkpoint of this run (they are in {})", checkpoints.display())));
             }
-            self.checkpoint = Some(Checkpoint::open(folder).map_err(|e| invalid(e.to_string()))?);
+            self.checkpoint = Some(Checkpoint::open(folder)?);
         } else {
             (self.checkpoint, self.damaged) = Checkpoint::latest(&checkpoints);
         }
-        set_aside_after(&checkpoints, self.checkpoint.as_ref().map_or(0, |c| c.state.step));
-        Ok(())
+        let step = self.checkpoint.as_ref().map_or(0, |c| c.state.step);
+        set_aside_after(&checkpoints, step).map_err(failed(&checkpoints))
     }
 
-    /// Holds `now` against the file of the run that was begun; the first difference is an error.
-    fn refuse_changes(&self, name: &str, now: &Value, prefix: &str) -> Result<(), RunError> {
-        let path = self.path.join(name);
-        let text = fs::read_to_string(&path).map_err(failed(&path))?;
-        let was: Value = serde_json::from_str(&text).map_err(|e| RunError::Invalid { path, message: e.to_string() })?;
-        match first_difference(&was, now, prefix) {
+    /// Copies the checkpoint and the metrics up to it, and notes where they come from and which settings differ. Scores of
+    /// the parent's other checkpoints are left behind: their weights are not here.
+    fn fork(&mut self, folder: &Path, config: &Value, inputs: &Value) -> Result<(), RunError> {
+        let parent = folder.ancestors().nth(2).unwrap_or(folder);
+        let was = serde_json::to_value(read_config(parent)?).unwrap_or_default();
+        let tokenizer = read_json(&parent.join("inputs.json"))?["tokenizer"].take();
+        if tokenizer != inputs["tokenizer"] {
+            let message = "its tokenizer is another one than this config's: its weights mean nothing here".to_string();
+            return Err(RunError::Invalid { path: folder.into(), message });
+        }
+        let mut state = Checkpoint::open(folder)?.state;
+        state.best.retain(|best| best.step == state.step);
+        state.evaluations_since_best = 0;
+        let mut changes = serde_json::Map::new();
+        differences(&was, config, "", &mut |key, was, now| {
+            changes.insert(key.into(), json!({"was": was, "is": now}));
+        });
+        adopt(&self.checkpoints(), folder, &state)?;
+        let metrics = fs::read_to_string(parent.join("metrics.jsonl")).unwrap_or_default();
+        self.write_text("metrics.jsonl", &metrics)?;
+        self.write("forked_from.json", &json!({"checkpoint": folder, "step": state.step, "changes": changes}))?;
+        self.find_checkpoint(&Resume::Auto)
+    }
+
+    /// Holds `now` against what the run was begun with; the first difference is an error.
+    fn refuse_changes(&self, was: &Value, now: &Value, prefix: &str) -> Result<(), RunError> {
+        let mut first = None;
+        differences(was, now, prefix, &mut |key, was, now| {
+            let may = MAY_CHANGE.contains(&key);
+            first = first.take().or_else(|| (!may).then(|| (key.to_string(), was.to_string(), now.to_string())));
+        });
+        match first {
             Some((key, was, now)) => Err(RunError::Changed { path: self.path.clone(), key, was, now }),
             None => Ok(()),
         }
@@ -126,7 +167,7 @@ impl RunFolder {
         self.path.join("checkpoints")
     }
 
-    /// Writes a JSON file aside and renames it.
+    /// Writes a JSON file aside, syncs it and renames it.
     pub fn write(&self, name: &str, value: &Value) -> Result<(), RunError> {
         self.write_text(name, &(serde_json::to_string_pretty(value).unwrap_or_default() + "\n"))
     }
@@ -134,8 +175,14 @@ impl RunFolder {
     pub fn write_text(&self, name: &str, text: &str) -> Result<(), RunError> {
         let path = self.path.join(name);
         let aside = self.path.join(format!("{name}.tmp"));
-        let result = fs::write(&aside, text).and_then(|()| fs::rename(&aside, &path));
-        result.map_err(|source| {
+        let write = || {
+            let mut file = File::create(&aside)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&aside, &path)?;
+            sync_folder(&self.path)
+        };
+        write().map_err(|source| {
             let _ = fs::remove_file(&aside);
             RunError::Io { path, source }
         })
@@ -145,8 +192,12 @@ impl RunFolder {
 /// The config of a run's folder as it was resolved.
 pub fn read_config(run: &Path) -> Result<Config, RunError> {
     let path = run.join("config.json");
-    let text = fs::read_to_string(&path).map_err(|source| RunError::Io { path: path.clone(), source })?;
-    serde_json::from_str(&text).map_err(|e| RunError::Invalid { path, message: e.to_string() })
+    serde_json::from_value(read_json(&path)?).map_err(|e| RunError::Invalid { path, message: e.to_string() })
+}
+
+fn read_json(path: &Path) -> Result<Value, RunError> {
+    let text = fs::read_to_string(path).map_err(failed(path))?;
+    serde_json::from_str(&text).map_err(|e| RunError::Invalid { path: path.into(), message: e.to_string() })
 }
 
 /// `summary.json` of a run that is done.
@@ -211,17 +262,17 @@ fn lock(path: &Path) -> Result<File, RunError> {
     }
 }
 
-/// The first key with two values, other than those that may change.
-fn first_difference(was: &Value, now: &Value, key: &str) -> Option<(String, String, String)> {
-    if MAY_CHANGE.contains(&key) || was == now {
-        return None;
-    }
+/// Calls `found` for every key that has two values, in order.
+fn differences(was: &Value, now: &Value, key: &str, found: &mut impl FnMut(&str, &Value, &Value)) {
     match (was, now) {
-        (Value::Object(a), Value::Object(b)) => a.keys().chain(b.keys().filter(|k| !a.contains_key(*k))).find_map(|name| {
-            let inner = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
-            first_difference(a.get(name).unwrap_or(&Value::Null), b.get(name).unwrap_or(&Value::Null), &inner)
-        }),
-        _ => Some((key.into(), was.to_string(), now.to_string())),
+        _ if was == now => {}
+        (Value::Object(a), Value::Object(b)) => {
+            for name in a.keys().chain(b.keys().filter(|k| !a.contains_key(*k))) {
+                let inner = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+                differences(a.get(name).unwrap_or(&Value::Null), b.get(name).unwrap_or(&Value::Null), &inner, found);
+            }
+        }
+        _ => found(key, was, now),
     }
 }
 

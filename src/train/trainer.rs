@@ -1,22 +1,29 @@
 //! The training loop, for pretraining and fine-tuning alike.
 
-use super::checkpoint::{self, Best, CheckpointError, State, Window};
+use super::checkpoint::CheckpointError;
+use super::health::{Incident, NotFinite};
 use super::interrupt::Interrupt;
 use super::optimizer::{Gradients, Optimizer};
+use super::run::{RunError, RunFolder};
+use super::saver::{Keep, Saver};
 use super::schedule::Schedule;
+use super::state::{Rank, State};
 use crate::config::{Precision, Train};
 use crate::log::{progress::thousands, Log, Record};
+use crate::model::watch::Watch;
 use crate::model::{Parameters, Pass};
 use crate::native::panics::catch;
 use crate::native::NativeError;
+use serde::Serialize;
 use std::ops::Range;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Instant;
 use tch::{Kind, Tensor};
 
 /// What is learned: batches, their loss, and how well it is learned.
 pub trait Task {
-    type Batch;
+    /// Plain data: it is written to a file when a run ends on it.
+    type Batch: Serialize;
 
     /// The whole batch of a step (from 1), a function of (seed, step) alone.
     fn batch(&self, step: u64) -> Self::Batch;
@@ -26,9 +33,10 @@ pub trait Task {
     /// The loss summed over the targets of some sequences of the batch.
     fn loss(&self, batch: &Self::Batch, sequences: Range<usize>, pass: &Pass) -> Result<LossSum, NativeError>;
 
-    fn evaluate(&self) -> Result<Evaluation, NativeError>;
+    /// None if `interrupt` was set before the end.
+    fn evaluate(&self, interrupt: &Interrupt) -> Result<Option<Evaluation>, NativeError>;
 
-    /// Whether the best evaluation's weights are to be kept: a checkpoint is made at each improvement.
+    /// Whether the best evaluations' weights are to be kept: a checkpoint is made at each.
     fn keeps_best(&self) -> bool;
 }
 
@@ -36,6 +44,8 @@ pub trait Task {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BatchSize {
     pub sequences: usize,
+    /// Positions of a sequence, padding included.
+    pub length: usize,
     /// Real tokens.
     pub tokens: usize,
     /// Predictions asked for: what the loss is divided by.
@@ -61,7 +71,8 @@ pub struct Session<'a> {
     pub parameters: &'a Parameters,
     pub optimizer: Optimizer,
     pub state: State,
-    pub checkpoints: &'a Path,
+    pub folder: &'a RunFolder,
+    pub saver: Saver,
     pub log: &'a mut Log,
     pub interrupt: &'a Interrupt,
     /// Products of forward and backward pass, for MFU.
@@ -79,104 +90,195 @@ pub struct Outcome {
     pub last: Option<Evaluation>,
 }
 
-/// Why training ended early. The weights are those before the failed step, and the last checkpoint stands.
+/// Why training ended early. The last checkpoint stands.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    #[error("step {step}: the {what} is not finite ({value}); the weights were not touched. First bad gradient: {parameter}. Try a lower train.learning_rate, a longer train.warmup_steps or train.clip_grad_norm")]
-    NotFinite { step: u64, what: &'static str, value: f64, parameter: String },
-    #[error("step {step}, {sequences} sequences: {source}")]
-    Step { step: u64, sequences: usize, source: NativeError },
+    #[error("step {step}: {bad}; {times} in a row were skipped and the weights were not touched. A checkpoint was written, and the batch to {batch} (see linformer replay). Try a lower train.learning_rate, a longer train.warmup_steps or train.clip_grad_norm")]
+    NotFinite { step: u64, times: u64, bad: NotFinite, batch: PathBuf },
+    #[error("step {step}, batch [{sequences}, {length}]: {source}")]
+    Step { step: u64, sequences: usize, length: usize, source: NativeError },
     #[error("evaluation after step {step}: {source}")]
     Evaluation { step: u64, source: NativeError },
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Run(#[from] RunError),
 }
 
 /// Trains from `session.state` to `total_steps`, or until an interrupt or the end of patience.
 pub fn train<T: Task>(task: &T, mut session: Session) -> Result<Outcome, TrainError> {
     let schedule = Schedule::new(session.config, session.total_steps);
     let mut last = None;
-    while session.state.step < session.total_steps && !session.is_out_of_patience() {
-        let step = session.state.step + 1;
-        let started = Instant::now();
-        let batch = task.batch(step);
-        session.state.window.waited += started.elapsed().as_secs_f64();
-
-        let lr = schedule.at(step);
-        let size = task.size(&batch);
-        let (loss, norm) = session.step(task, &batch, size, step, lr)?;
-
-        session.state.step = step;
-        session.state.tokens += size.tokens as u64;
-        session.state.seconds += started.elapsed().as_secs_f64();
-        session.state.window.add(loss, size, started.elapsed().as_secs_f64());
-        session.log.progress.step(step);
-
-        let is_last = step == session.total_steps;
-        if due(step, session.config.log_every) || is_last {
-            session.report(lr, norm);
+    let mut saved = (session.state.step > 0 && !session.state.evaluation_pending).then_some(session.state.step);
+    loop {
+        let mut keep = false;
+        if session.state.evaluation_pending {
+            if let Some((evaluation, rank)) = session.evaluate(task)? {
+                keep = rank == Rank::Kept && task.keeps_best();
+                last = Some(evaluation);
+            }
         }
-        let mut improved = false;
-        if due(step, session.config.eval_every) || is_last {
-            let evaluation = catch(|| task.evaluate()).map_err(|source| TrainError::Evaluation { step, source })?;
-            improved = session.evaluated(&evaluation);
-            last = Some(evaluation);
+        let step = session.state.step;
+        let done = !session.state.evaluation_pending && (step >= session.total_steps || session.is_out_of_patience());
+        let interrupted = !done && session.interrupt.is_set();
+        let wanted = done || interrupted || keep || due(step, session.config.checkpoint_every);
+        if wanted && saved != Some(step) {
+            session.save()?;
+            saved = Some(step);
         }
-        let interrupted = session.interrupt.is_set() && !is_last;
-        let ends = is_last || interrupted || session.is_out_of_patience();
-        if ends || due(step, session.config.checkpoint_every) || (improved && task.keeps_best()) {
-            session.log.sync();
-            let state = &session.state;
-            checkpoint::save(session.checkpoints, session.parameters, &session.optimizer, state, session.config.keep_checkpoints)?;
-        }
-        if interrupted {
+        if done || interrupted {
+            session.saved()?;
             return Ok(Outcome { state: session.state, interrupted, last });
         }
+        session.advance(task, &schedule)?;
     }
-    Ok(Outcome { state: session.state, interrupted: false, last })
 }
 
 fn due(step: u64, every: u64) -> bool {
-    every > 0 && step.is_multiple_of(every)
+    every > 0 && step > 0 && step.is_multiple_of(every)
+}
+
+/// What became of a step.
+enum Update {
+    Made { loss: f64, norm: f64 },
+    Skipped(NotFinite),
 }
 
 impl Session<'_> {
-    /// Forward, backward, checks, update. Gives the mean loss over the batch's targets and the gradient norm.
-    fn step<T: Task>(&mut self, task: &T, batch: &T::Batch, size: BatchSize, step: u64, lr: f64) -> Result<(f64, f64), TrainError> {
-        let failed = |source| TrainError::Step { step, sequences: size.sequences, source };
+    /// One step with its bookkeeping.
+    fn advance<T: Task>(&mut self, task: &T, schedule: &Schedule) -> Result<(), TrainError> {
+        let step = self.state.step + 1;
+        let started = Instant::now();
+        let batch = task.batch(step);
+        self.state.window.waited += started.elapsed().as_secs_f64();
+
+        let lr = schedule.at(step);
+        let size = task.size(&batch);
+        let update = self.step(task, &batch, size, step, lr)?;
+
+        self.state.step = step;
+        self.state.tokens += size.tokens as u64;
+        let seconds = started.elapsed().as_secs_f64();
+        self.state.seconds += seconds;
+        self.state.window.seconds += seconds;
+        self.state.window.tokens += size.tokens as u64;
+        self.log.progress.step(step);
+        let norm = match update {
+            Update::Made { loss, norm } => {
+                self.made(loss, norm, size);
+                norm
+            }
+            Update::Skipped(bad) => {
+                self.skipped(bad, &batch)?;
+                f64::NAN
+            }
+        };
+        let is_last = step == self.total_steps;
+        if due(step, self.config.log_every) || is_last {
+            self.report(lr, norm);
+        }
+        self.state.evaluation_pending = due(step, self.config.eval_every) || is_last;
+        let unsynced = self.saver.check()?;
+        unsynced.iter().for_each(|error| self.log.unsynced(error));
+        Ok(())
+    }
+
+    /// Forward, backward, checks, update. Loss and gradients that are not finite never reach weights or optimizer.
+    fn step<T: Task>(&mut self, task: &T, batch: &T::Batch, size: BatchSize, step: u64, lr: f64) -> Result<Update, TrainError> {
+        let failed = |source| TrainError::Step { step, sequences: size.sequences, length: size.length, source };
         let loss = catch(|| self.backward(task, batch, size, step)).map_err(failed)?;
         let Gradients { norm, first_bad } = self.optimizer.gradients().map_err(failed)?;
-        let not_finite = |what, value| {
-            let parameter = first_bad.clone().unwrap_or_else(|| "none".into());
-            Err(TrainError::NotFinite { step, what, value, parameter })
-        };
-        if !loss.is_finite() {
-            return not_finite("loss", loss);
+        if loss.is_finite() && norm.is_finite() {
+            self.optimizer.step(lr, norm).map_err(failed)?;
+            self.parameters.zero_grad();
+            return Ok(Update::Made { loss, norm });
         }
-        if !norm.is_finite() {
-            return not_finite("gradient norm", norm);
-        }
-        self.optimizer.step(lr, norm).map_err(failed)?;
         self.parameters.zero_grad();
-        Ok((loss, norm))
+        let module = catch(|| self.first_bad_module(task, batch, size, step)).map_err(failed)?;
+        let gradient = first_bad.map(|name| format!("the gradient of {name}"));
+        let (what, value) = if loss.is_finite() { ("gradient norm", norm) } else { ("loss", loss) };
+        Ok(Update::Skipped(NotFinite { what, value, place: module.or(gradient).unwrap_or_else(|| "the loss itself".into()) }))
     }
 
     /// Adds up the gradients of all micro-batches, each loss divided by the targets of the *whole* batch: unequal
     /// micro-batches weigh as they would in one big batch.
     fn backward<T: Task>(&self, task: &T, batch: &T::Batch, size: BatchSize, step: u64) -> Result<f64, NativeError> {
-        let kind = kind_of(self.config.precision);
-        let pieces = self.config.batch_size.div_ceil(self.config.micro_batch());
-        let micro = size.sequences.div_ceil(pieces).max(1);
         let mut total = Tensor::zeros([], (Kind::Float, self.parameters.device()));
-        for first in (0..size.sequences).step_by(micro) {
-            let pass = Pass::training(kind, self.config.seed, step, first as i64);
-            let sequences = first..(first + micro).min(size.sequences);
-            let LossSum(sum) = task.loss(batch, sequences, &pass)?;
+        for sequences in self.micro_batches(size) {
+            let LossSum(sum) = task.loss(batch, sequences.clone(), &self.pass(step, &sequences))?;
             let loss = sum / size.targets.max(1) as f64;
             loss.backward();
             total += loss.detach();
         }
         Ok(total.double_value(&[]))
+    }
+
+    /// The same forward passes once more, with every module looked at.
+    fn first_bad_module<T: Task>(&self, task: &T, batch: &T::Batch, size: BatchSize, step: u64) -> Result<Option<String>, NativeError> {
+        let _guard = tch::no_grad_guard();
+        let watch = Watch::default();
+        for sequences in self.micro_batches(size) {
+            task.loss(batch, sequences.clone(), &self.pass(step, &sequences).watched(&watch))?;
+        }
+        Ok(watch.first_bad().map(|seen| seen.module))
+    }
+
+    fn micro_batches(&self, size: BatchSize) -> impl Iterator<Item = Range<usize>> {
+        let pieces = self.config.batch_size.div_ceil(self.config.micro_batch());
+        let micro = size.sequences.div_ceil(pieces).max(1);
+        (0..size.sequences).step_by(micro).map(move |first| first..(first + micro).min(size.sequences))
+    }
+
+    fn pass(&self, step: u64, sequences: &Range<usize>) -> Pass<'static> {
+        Pass::training(kind_of(self.config.precision), self.config.seed, step, sequences.start as i64)
+    }
+
+    fn made(&mut self, loss: f64, norm: f64, size: BatchSize) {
+        let window = &mut self.state.window;
+        window.loss += loss * size.targets as f64;
+        window.targets += size.targets as u64;
+        window.largest_norm = window.largest_norm.max(norm);
+        if let Some(ratio) = self.state.health.made(norm) {
+            window.spikes += 1;
+            self.log.progress.warn(&format!("step {}: gradient norm {norm:.3}, {ratio:.1} times the usual", self.state.step));
+        }
+    }
+
+    /// Counts a skipped step; after too many in a row the run ends with a checkpoint and the batch on the disk.
+    fn skipped(&mut self, bad: NotFinite, batch: &impl Serialize) -> Result<(), TrainError> {
+        let step = self.state.step;
+        self.state.health.skip();
+        self.state.window.skipped += 1;
+        let times = self.state.health.skipped_in_a_row;
+        self.log.progress.warn(&format!("step {step}: {bad}; the step was skipped"));
+        if times < self.config.max_skipped_steps {
+            return Ok(());
+        }
+        // What is due after this step is still due when the run goes on.
+        self.state.evaluation_pending = due(step, self.config.eval_every) || step == self.total_steps;
+        self.save()?;
+        self.saved()?;
+        let file = Incident::file_name(step);
+        let batch = serde_json::to_value(batch).unwrap_or_default();
+        let incident = Incident { step, what: bad.what.into(), place: bad.place.clone(), batch };
+        self.folder.write(&file, &serde_json::to_value(incident).unwrap_or_default())?;
+        Err(TrainError::NotFinite { step, times, bad, batch: self.folder.path.join(file) })
+    }
+
+    /// Starts to write a checkpoint.
+    fn save(&mut self) -> Result<(), TrainError> {
+        let started = Instant::now();
+        let unsynced = self.saver.save(self.parameters, &self.optimizer, &self.state, self.log.files())?;
+        self.state.window.stalled += started.elapsed().as_secs_f64();
+        unsynced.iter().for_each(|error| self.log.unsynced(error));
+        Ok(())
+    }
+
+    /// Waits until the last checkpoint is on the disk.
+    fn saved(&mut self) -> Result<(), TrainError> {
+        let unsynced = self.saver.wait()?;
+        unsynced.iter().for_each(|error| self.log.unsynced(error));
+        Ok(())
     }
 
     fn is_out_of_patience(&self) -> bool {
@@ -186,7 +288,7 @@ impl Session<'_> {
 
     fn report(&mut self, lr: f64, norm: f64) {
         let window = std::mem::take(&mut self.state.window);
-        let loss = window.loss / window.targets.max(1) as f64;
+        let loss = window.loss / window.targets as f64;
         let speed = window.tokens as f64 / window.seconds;
         let record = Record {
             step: self.state.step,
@@ -197,37 +299,38 @@ impl Session<'_> {
                 ("perplexity", loss.exp()),
                 ("lr", lr),
                 ("grad_norm", norm),
+                ("grad_norm_max", window.largest_norm),
+                ("grad_norm_spikes", window.spikes as f64),
+                ("skipped_steps", window.skipped as f64),
                 ("tokens_per_second", speed),
                 ("mfu", speed * self.flops_per_token / self.peak_flops),
                 ("data_wait", window.waited / window.seconds),
+                ("checkpoint_stall", window.stalled / (window.seconds + window.stalled)),
             ],
         };
         self.log.record(&record);
         self.log.progress.report(self.state.step, &format!("loss {loss:.3}, {} tokens/s", thousands(speed)));
     }
 
-    /// Logs an evaluation and says whether it is the best so far.
-    fn evaluated(&mut self, evaluation: &Evaluation) -> bool {
+    /// Makes the evaluation that is pending, and logs it. None: it was broken off and stays pending.
+    fn evaluate<T: Task>(&mut self, task: &T) -> Result<Option<(Evaluation, Rank)>, TrainError> {
+        let step = self.state.step;
+        let evaluation = catch(|| task.evaluate(self.interrupt)).map_err(|source| TrainError::Evaluation { step, source })?;
+        let Some(evaluation) = evaluation else { return Ok(None) };
         let mut record = evaluation.record.clone();
-        record.step = self.state.step;
+        record.step = step;
         record.values.insert(0, ("tokens", self.state.tokens as f64));
         self.log.record(&record);
-        self.log.progress.note(&format!("step {}: {}", self.state.step, evaluation.text));
-        // An undefined score never counts as an improvement, but the first evaluation has to be kept whatever it says.
-        let score = evaluation.score.filter(|s| s.is_finite());
-        let improved = match (score, self.state.best) {
-            (_, None) => true,
-            (Some(score), Some(best)) => best.score.is_none_or(|b| score > b),
-            (None, Some(_)) => false,
-        };
-        if improved {
-            self.state.best = Some(Best { score, step: self.state.step });
-            self.state.evaluations_since_best = 0;
-        } else {
-            self.state.evaluations_since_best += 1;
-        }
-        improved
+        self.log.progress.note(&format!("step {step}: {}", evaluation.text));
+        self.state.evaluation_pending = false;
+        let rank = self.state.evaluated(evaluation.score, self.config.keep_best_checkpoints);
+        Ok(Some((evaluation, rank)))
     }
+}
+
+/// Which checkpoints a config keeps.
+pub fn keep(config: &Train) -> Keep {
+    Keep { newest: config.keep_checkpoints, best: config.keep_best_checkpoints }
 }
 
 /// The tensor kind of a precision.
@@ -235,14 +338,5 @@ pub fn kind_of(precision: Precision) -> Kind {
     match precision {
         Precision::Fp32 => Kind::Float,
         Precision::Bf16 => Kind::BFloat16,
-    }
-}
-
-impl Window {
-    fn add(&mut self, loss: f64, size: BatchSize, seconds: f64) {
-        self.loss += loss * size.targets as f64;
-        self.targets += size.targets as u64;
-        self.tokens += size.tokens as u64;
-        self.seconds += seconds;
     }
 }
