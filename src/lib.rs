@@ -9,7 +9,7 @@
 //! | 4 | [`experiments`] | one file per thing the paper did: pretrain, finetune, sweep, report |
 //! | 3 | [`train`] | the loop, optimizer, schedule, losses, checkpoints, the run's folder |
 //! | 2 | [`model`], [`data`], [`log`] | the encoder; text to batches; metrics, TensorBoard, progress, plots |
-//! | 1 | [`config`], [`eval`], [`native`], [`random`], [`digest`], [`table`] | the JSON that a run is; metrics; the C++ shim on libtorch; stateless randomness; hashes; text tables |
+//! | 1 | [`config`], [`eval`], [`native`], [`random`], [`digest`], [`durable`], [`table`] | the JSON that a run is; metrics; the C++ shim on libtorch; stateless randomness; hashes; files that are whole or absent; text tables |
 //!
 //! Where to add what: an attention variant in [`model::projection`] or [`model::attention`], a task as one row in
 //! [`data::tasks::TASKS`], an experiment as one JSON file under `experiments/`.
@@ -20,6 +20,7 @@ pub mod cli;
 pub mod config;
 pub mod data;
 pub mod digest;
+pub mod durable;
 pub mod eval;
 pub mod experiments;
 pub mod log;

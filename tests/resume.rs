@@ -11,15 +11,8 @@ fn final_weights(lab: &Lab, run: &str, step: u64) -> Vec<u8> {
     std::fs::read(lab.path(&format!("{run}/checkpoints/step-{step:08}/model.safetensors"))).unwrap()
 }
 
-/// metrics.jsonl without what a clock says.
 fn metrics(lab: &Lab, run: &str) -> Vec<Value> {
-    let clocks = ["time", "tokens_per_second", "mfu", "data_wait", "checkpoint_stall"];
-    let strip = |line: &str| {
-        let mut value: Value = serde_json::from_str(line).unwrap();
-        clocks.iter().for_each(|key| drop(value.as_object_mut().unwrap().remove(*key)));
-        value
-    };
-    lab.read(&format!("{run}/metrics.jsonl")).lines().map(strip).collect()
+    common::metrics(&lab.path(run))
 }
 
 const DROPOUT: (&str, f64) = ("model.hidden_dropout_prob", 0.1);

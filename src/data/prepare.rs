@@ -6,13 +6,17 @@ use super::tokenizer::Tokenizer;
 use super::DataError;
 use crate::config::Data;
 use crate::digest::{file_sha256, hex};
+use crate::durable::{publish, seal, verify, SealError, MANIFEST};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 /// Raised when the same input would be prepared differently.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
+/// What stands in a prepared folder, beside its manifest.
+const FILES: [&str; 4] = ["tokenizer.json", "train.bin", "validation.bin", "meta.json"];
 /// Documents encoded side by side; memory is that of one such batch.
 const BATCH: usize = 64;
 
@@ -52,14 +56,18 @@ pub fn prepare(data: &Data, tokenizer: Option<&Path>) -> Result<Prepared, DataEr
     let paths = data.corpus.as_ref().map(|c| c.paths()).unwrap_or_default();
     let files = files(&paths)?;
     let folder = data.cache_dir.join(format!("corpus-{}", &fingerprint(data, tokenizer, &files)?[..16]));
-    if !folder.join("meta.json").exists() {
+    if !folder.join(MANIFEST).exists() {
         write(data, tokenizer, &files, &folder, &paths)?;
     }
     open(&folder)
 }
 
-/// Opens a prepared folder.
+/// Opens a prepared folder, after every byte of it has been checked against its manifest.
 pub fn open(folder: &Path) -> Result<Prepared, DataError> {
+    verify(folder, &FILES, FORMAT).map_err(|error| match error {
+        SealError::Read { path, source } => DataError::Io { path, source },
+        SealError::Broken { path, message } => DataError::Shard { path, message },
+    })?;
     let path = folder.join("meta.json");
     let text = std::fs::read_to_string(&path).map_err(DataError::io(&path))?;
     let meta: Meta =
@@ -91,21 +99,23 @@ fn is_path(tokenizer: &str) -> bool {
     !matches!(tokenizer, "byte_bpe" | "bytes")
 }
 
+/// One process at a time: another that wants the same waits, and finds it made.
 fn write(data: &Data, tokenizer: Option<&Path>, files: &[(String, PathBuf)], folder: &Path, paths: &[PathBuf]) -> Result<(), DataError> {
+    let (aside, lock) = (folder.with_extension("tmp"), folder.with_extension("lock"));
     std::fs::create_dir_all(&data.cache_dir).map_err(DataError::io(&data.cache_dir))?;
-    let aside = folder.with_extension(format!("tmp-{}", std::process::id()));
-    let result = write_into(data, tokenizer, files, &aside, paths);
-    if result.is_ok() && std::fs::rename(&aside, folder).is_ok() {
+    let held = File::create(&lock).map_err(DataError::io(&lock))?;
+    held.lock().map_err(DataError::io(&lock))?;
+    if folder.join(MANIFEST).exists() {
         return Ok(());
     }
-    let _ = std::fs::remove_dir_all(&aside);
-    result?;
-    // Another process was faster: its folder holds the same.
-    if folder.join("meta.json").exists() {
-        Ok(())
-    } else {
-        Err(DataError::Shard { path: folder.into(), message: "is in the way".into() })
+    let result = write_into(data, tokenizer, files, &aside, paths).and_then(|()| {
+        seal(&aside, &FILES, FORMAT).map_err(|(path, source)| DataError::Io { path, source })?;
+        publish(&aside, folder).map_err(DataError::io(folder))
+    });
+    if result.is_err() {
+        let _ = std::fs::remove_dir_all(&aside);
     }
+    result
 }
 
 fn write_into(

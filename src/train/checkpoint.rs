@@ -4,16 +4,14 @@
 //! is what stood under the name before, if a crash came between two renames.
 
 use super::state::{State, FORMAT};
-use crate::digest::file_sha256;
+use crate::durable::{verify, SealError};
 use crate::model::weights::{WeightsError, WeightsFile};
-use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 /// What a manifest names, in the order of writing.
 pub const FILES: [&str; 3] = ["state.json", "model.safetensors", "optimizer.safetensors"];
-pub const MANIFEST: &str = "manifest.json";
 
 /// Why a checkpoint could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -27,20 +25,9 @@ pub enum CheckpointError {
     #[error("{path}: {message}")]
     Invalid { path: PathBuf, message: String },
     #[error(transparent)]
+    Seal(#[from] SealError),
+    #[error(transparent)]
     Weights(#[from] WeightsError),
-}
-
-#[derive(Serialize, Deserialize)]
-pub(super) struct Manifest {
-    pub format: u32,
-    pub files: Vec<ManifestEntry>,
-}
-
-#[derive(Serialize, Deserialize)]
-pub(super) struct ManifestEntry {
-    pub name: String,
-    pub bytes: u64,
-    pub sha256: String,
 }
 
 /// A checkpoint that was found valid.
@@ -64,26 +51,10 @@ impl Checkpoint {
 
     /// Checks a checkpoint's folder against its manifest.
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
-        let invalid = |message: String| CheckpointError::Invalid { path: folder.into(), message };
-        let read = |name: &str| {
-            let path = folder.join(name);
-            fs::read_to_string(&path).map_err(|source| CheckpointError::Read { path, source })
-        };
-        let manifest: Manifest = serde_json::from_str(&read(MANIFEST)?).map_err(|e| invalid(format!("{MANIFEST}: {e}")))?;
-        if !(1..=FORMAT).contains(&manifest.format) {
-            return Err(invalid(format!("format {}, this program reads 1 to {FORMAT}", manifest.format)));
-        }
-        for name in FILES {
-            let entry =
-                manifest.files.iter().find(|e| e.name == name).ok_or_else(|| invalid(format!("the manifest does not name {name}")))?;
-            let path = folder.join(name);
-            let (bytes, sha256) = file_sha256(&path).map_err(|source| CheckpointError::Read { path, source })?;
-            if bytes != entry.bytes || sha256 != entry.sha256 {
-                let expected: String = entry.sha256.chars().take(12).collect();
-                return Err(invalid(format!("{name} is damaged ({bytes} bytes, expected {} with SHA-256 {expected}...)", entry.bytes)));
-            }
-        }
-        let state = State::read(&read(FILES[0])?, manifest.format).map_err(|e| invalid(format!("{}: {e}", FILES[0])))?;
+        let format = verify(folder, &FILES, FORMAT)?;
+        let path = folder.join(FILES[0]);
+        let text = fs::read_to_string(&path).map_err(|source| CheckpointError::Read { path: path.clone(), source })?;
+        let state = State::read(&text, format).map_err(|message| CheckpointError::Invalid { path, message })?;
         Ok(Self { folder: folder.into(), state })
     }
 

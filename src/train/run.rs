@@ -1,12 +1,13 @@
 //! A run's folder: config, environment, tokenizer, metrics, checkpoints, summary.
 
 use super::checkpoint::{set_aside_after, Checkpoint, CheckpointError};
-use super::saver::{adopt, sync_folder};
+use super::saver::adopt;
 use crate::config::Config;
+use crate::durable;
 use crate::native::runtime;
 use serde_json::{json, Value};
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// What to do with a folder that holds a run already.
@@ -174,18 +175,7 @@ impl RunFolder {
 
     pub fn write_text(&self, name: &str, text: &str) -> Result<(), RunError> {
         let path = self.path.join(name);
-        let aside = self.path.join(format!("{name}.tmp"));
-        let write = || {
-            let mut file = File::create(&aside)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&aside, &path)?;
-            sync_folder(&self.path)
-        };
-        write().map_err(|source| {
-            let _ = fs::remove_file(&aside);
-            RunError::Io { path, source }
-        })
+        durable::replace(&path, text.as_bytes()).map_err(failed(&path))
     }
 }
 

@@ -5,10 +5,10 @@
 //! synced. A crash or a full disk leaves a temporary folder, which is never read and is removed by the next save; earlier
 //! checkpoints go only after the new one is in place.
 
-use super::checkpoint::{list, step_name, CheckpointError, Manifest, ManifestEntry, FILES, MANIFEST};
+use super::checkpoint::{list, step_name, CheckpointError, FILES};
 use super::optimizer::Optimizer;
 use super::state::{State, FORMAT};
-use crate::digest::file_sha256;
+use crate::durable::{publish, seal, sync_folder};
 use crate::model::weights::{self, WeightsError};
 use crate::model::Parameters;
 use crate::native::disk::free_bytes;
@@ -154,8 +154,7 @@ fn write(folder: &Path, keep: Keep, copy: &Copy, state: &State, logs: &[File]) -
             }
             fs::rename(&target, &old)?;
         }
-        fs::rename(&aside, &target)?;
-        sync_folder(folder)
+        publish(&aside, &target)
     };
     let unsynced = logs.iter().find_map(|log| log.sync_data().err());
     let written = write_files(&aside, copy, state).and_then(|()| place().map_err(failed(&target)));
@@ -195,23 +194,14 @@ fn write_files(aside: &Path, copy: &Copy, state: &State) -> Result<(), Checkpoin
     json(FILES[0], serde_json::to_string_pretty(state))?;
     weights(FILES[1], &copy.model)?;
     weights(FILES[2], &copy.optimizer)?;
-    let entries = FILES.iter().map(|name| manifest_entry(aside, name)).collect::<io::Result<Vec<_>>>().map_err(io(aside))?;
-    json(MANIFEST, serde_json::to_string_pretty(&Manifest { format: FORMAT, files: entries }))?;
-    File::open(aside.join(MANIFEST)).and_then(|f| f.sync_all()).map_err(io(&aside.join(MANIFEST)))?;
-    sync_folder(aside).map_err(io(aside))
+    share_modes(aside).map_err(io(aside))?;
+    seal(aside, &FILES, FORMAT).map_err(|(path, source)| CheckpointError::Write { path, source })
 }
 
-/// Syncs a file and describes it. safetensors makes its files for the owner alone: they get the modes of their neighbour.
-fn manifest_entry(folder: &Path, name: &str) -> io::Result<ManifestEntry> {
-    let path = folder.join(name);
-    fs::set_permissions(&path, fs::metadata(folder.join(FILES[0]))?.permissions())?;
-    File::open(&path)?.sync_all()?;
-    let (bytes, sha256) = file_sha256(&path)?;
-    Ok(ManifestEntry { name: name.into(), bytes, sha256 })
-}
-
-pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
+/// safetensors makes its files for the owner alone: they get the modes of their neighbour.
+fn share_modes(folder: &Path) -> io::Result<()> {
+    let modes = fs::metadata(folder.join(FILES[0]))?.permissions();
+    FILES[1..].iter().try_for_each(|name| fs::set_permissions(folder.join(name), modes.clone()))
 }
 
 fn remove_leftovers(folder: &Path) {
@@ -241,16 +231,9 @@ pub fn adopt(folder: &Path, checkpoint: &Path, state: &State) -> Result<(), Chec
         remove_leftovers(folder);
         fs::create_dir(&aside)?;
         fs::write(aside.join(FILES[0]), serde_json::to_string_pretty(state)?)?;
-        for name in &FILES[1..] {
-            fs::copy(checkpoint.join(name), aside.join(name))?;
-        }
-        let files = FILES.iter().map(|name| manifest_entry(&aside, name)).collect::<io::Result<Vec<_>>>()?;
-        let manifest = aside.join(MANIFEST);
-        fs::write(&manifest, serde_json::to_string_pretty(&Manifest { format: FORMAT, files })?)?;
-        File::open(&manifest)?.sync_all()?;
-        sync_folder(&aside)?;
-        fs::rename(&aside, &target)?;
-        sync_folder(folder)
+        FILES[1..].iter().try_for_each(|name| fs::copy(checkpoint.join(name), aside.join(name)).map(|_| ()))
     };
-    copy().map_err(failed)
+    copy().map_err(failed)?;
+    seal(&aside, &FILES, FORMAT).map_err(|(path, source)| CheckpointError::Write { path, source })?;
+    publish(&aside, &target).map_err(failed)
 }

@@ -122,3 +122,55 @@ pub fn snapshot(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     files.sort();
     files
 }
+
+/// SHA-256 of the weights and the optimizer state of a run's checkpoint.
+pub fn weights_sha256(run: &Path, step: u64) -> String {
+    let folder = run.join(format!("checkpoints/step-{step:08}"));
+    let both = ["model.safetensors", "optimizer.safetensors"].map(|name| {
+        let path = folder.join(name);
+        linformer::digest::file_sha256(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).1
+    });
+    both.concat()
+}
+
+/// What a clock says in metrics.jsonl.
+pub const CLOCKS: [&str; 5] = ["time", "tokens_per_second", "mfu", "data_wait", "checkpoint_stall"];
+
+/// The lines of metrics.jsonl without what a clock says.
+pub fn metrics(run: &Path) -> Vec<Value> {
+    let path = run.join("metrics.jsonl");
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let strip = |line: &str| {
+        let mut value: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{}: {e}: {line}", path.display()));
+        CLOCKS.iter().for_each(|key| drop(value.as_object_mut().unwrap().remove(*key)));
+        value
+    };
+    text.lines().map(strip).collect()
+}
+
+/// The scalars of a run's one event file in their order, without what a clock says.
+pub fn series(run: &Path) -> Vec<(String, i64, f32)> {
+    let files: Vec<PathBuf> = std::fs::read_dir(run.join("tensorboard")).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+    let bytes = std::fs::read(&files[0]).unwrap();
+    let (mut at, mut scalars) = (0, Vec::new());
+    // A record: length, its checksum, the event, its checksum.
+    while at < bytes.len() {
+        let length = u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+        let mut event = tensorboard_proto::event::Event::new();
+        protobuf::Message::merge_from_bytes(&mut event, &bytes[at + 12..at + 12 + length]).unwrap();
+        for value in event.get_summary().get_value() {
+            if !CLOCKS.iter().any(|clock| value.get_tag().ends_with(clock)) {
+                scalars.push((value.get_tag().to_string(), event.get_step(), value.get_simple_value()));
+            }
+        }
+        at += length + 16;
+    }
+    scalars
+}
+
+/// Rows of a task file: a sentence and its label.
+pub fn task_rows(count: usize) -> String {
+    let row = |i: usize| format!("{}\t{}\n", prose(i).split('.').next().unwrap(), i % 2);
+    "text\tlabel\n".to_string() + &(0..count).map(row).collect::<String>()
+}
