@@ -4,7 +4,7 @@ CARGO ?= cargo
 BIN := target/release/linformer
 LIBTORCH_KIND := $(if $(CUDA),cuda)
 
-.PHONY: help setup build demo demo-smoke test test-slow check gpu-check clean
+.PHONY: help setup build demo demo-smoke test test-slow test-kill test-crash test-long fuzz check gpu-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -28,12 +28,23 @@ test: setup ## all tests but the slow ones
 	  $(CARGO) test --release --no-fail-fast --lib --bins --tests; \
 	fi
 
-test-slow: setup ## kill-and-resume tests and a real TensorBoard reading our event files
-	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
-	  $(CARGO) nextest run --release --run-ignored only; \
-	else \
-	  $(CARGO) test --release --tests -- --ignored; \
-	fi
+TEST := $(CARGO) test --release --quiet
+SLOW := -- --ignored --nocapture
+
+test-kill: setup ## 50 SIGKILLs of each kind of run, all equal to the run left in peace (3 min)
+	@$(TEST) --test kill $(SLOW)
+
+test-crash: setup ## a crash, a torn write, a power cut, an error, a full disk at every file operation (15 min)
+	@$(TEST) --test crash_points $(SLOW)
+
+test-long: setup ## 20,000 steps: memory and open files stay flat (2 min)
+	@$(TEST) --test long_run $(SLOW)
+
+fuzz: setup ## broken files for every reader: FUZZ_COUNT=1000000 each, FUZZ_SEED=1, FUZZ_ONLY=reader
+	@$(TEST) --test fuzz $(SLOW)
+
+test-slow: setup test-kill test-crash test-long ## all slow tests, a little fuzzing, and a real TensorBoard reading our event files
+	@FUZZ_COUNT=20000 FUZZ_SEED=2 $(TEST) --test fuzz $(SLOW)
 	@scripts/tensorboard_check.sh
 
 check: setup ## format, clippy, docs, licences: warnings are errors

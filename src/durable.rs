@@ -3,10 +3,11 @@
 //! A file is replaced by one that was written beside it, synced and renamed. A folder is filled under another name, sealed
 //! with a manifest of its files (written last), and renamed; it counts only if the manifest's sizes and hashes agree.
 
-use crate::digest::file_sha256;
+use crate::digest::{file_sha256, sha256};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 /// The seal of a folder.
@@ -25,6 +26,16 @@ pub enum SealError {
 struct Manifest {
     format: u32,
     files: Vec<Entry>,
+    /// Of the lines above; the first checkpoints had none.
+    #[serde(default)]
+    sha256: Option<String>,
+}
+
+impl Manifest {
+    fn digest(&self) -> String {
+        let lines: Vec<String> = self.files.iter().map(|e| format!("{} {} {}\n", e.name, e.bytes, e.sha256)).collect();
+        sha256(format!("{}\n{}", self.format, lines.concat()).as_bytes())
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -70,18 +81,20 @@ pub fn seal(folder: &Path, names: &[&str], format: u32) -> Result<(), (PathBuf, 
         describe().map_err(|e: io::Error| (path.clone(), e))
     };
     let files = names.iter().map(entry).collect::<Result<Vec<_>, _>>()?;
+    let mut manifest = Manifest { format, files, sha256: None };
+    manifest.sha256 = Some(manifest.digest());
     let path = folder.join(MANIFEST);
     let write = || {
         let mut file = File::create(&path)?;
-        file.write_all(serde_json::to_string_pretty(&Manifest { format, files })?.as_bytes())?;
+        file.write_all(serde_json::to_string_pretty(&manifest)?.as_bytes())?;
         file.sync_all()?;
         sync_folder(folder)
     };
     write().map_err(|e| (path.clone(), e))
 }
 
-/// Checks a sealed folder's files and gives its format, which must be 1 to `newest`.
-pub fn verify(folder: &Path, names: &[&str], newest: u32) -> Result<u32, SealError> {
+/// Checks a sealed folder's files and gives its format, which must be one of `formats`.
+pub fn verify(folder: &Path, names: &[&str], formats: RangeInclusive<u32>) -> Result<u32, SealError> {
     let broken = |message: String| SealError::Broken { path: folder.into(), message };
     let path = folder.join(MANIFEST);
     let text = fs::read_to_string(&path).map_err(|source| match source.kind() {
@@ -89,8 +102,12 @@ pub fn verify(folder: &Path, names: &[&str], newest: u32) -> Result<u32, SealErr
         _ => SealError::Read { path, source },
     })?;
     let manifest: Manifest = serde_json::from_str(&text).map_err(|e| broken(format!("{MANIFEST} is damaged ({e})")))?;
-    if !(1..=newest).contains(&manifest.format) {
-        return Err(broken(format!("{MANIFEST}: format {}, this program reads 1 to {newest}", manifest.format)));
+    if manifest.sha256.as_ref().map_or(manifest.format > 1, |sha256| *sha256 != manifest.digest()) {
+        return Err(broken(format!("{MANIFEST} is damaged (its own SHA-256 is another)")));
+    }
+    if !formats.contains(&manifest.format) {
+        let (first, last) = formats.into_inner();
+        return Err(broken(format!("{MANIFEST}: format {}, this program reads {first} to {last}", manifest.format)));
     }
     for name in names {
         let entry = manifest.files.iter().find(|e| e.name == *name).ok_or_else(|| broken(format!("{MANIFEST} does not name {name}")))?;
@@ -115,8 +132,8 @@ mod tests {
         fs::write(folder.path().join("a.bin"), [7u8; 40]).unwrap();
         fs::write(folder.path().join("b.json"), "{\"x\": 1}").unwrap();
         seal(folder.path(), &["a.bin", "b.json"], 2).unwrap();
-        assert_eq!(verify(folder.path(), &["a.bin", "b.json"], 2).unwrap(), 2);
-        assert!(verify(folder.path(), &["c"], 2).unwrap_err().to_string().contains("does not name c"));
+        assert_eq!(verify(folder.path(), &["a.bin", "b.json"], 1..=2).unwrap(), 2);
+        assert!(verify(folder.path(), &["c"], 1..=2).unwrap_err().to_string().contains("does not name c"));
         let mut flips = 0;
         for name in ["a.bin", "b.json", MANIFEST] {
             let path = folder.path().join(name);
@@ -125,7 +142,7 @@ mod tests {
                 let mut bytes = good.clone();
                 bytes[at] ^= 1 << bit;
                 fs::write(&path, &bytes).unwrap();
-                let error = verify(folder.path(), &["a.bin", "b.json"], 2).err().map(|e| e.to_string());
+                let error = verify(folder.path(), &["a.bin", "b.json"], 1..=2).err().map(|e| e.to_string());
                 let named = error.as_ref().is_some_and(|e| e.contains(name) || (name == MANIFEST && !e.is_empty()));
                 assert!(named, "{name} byte {at} bit {bit}: {error:?}");
                 flips += 1;

@@ -3,9 +3,8 @@
 
 mod common;
 
-use common::{Lab, Ran};
+use common::Lab;
 use serde_json::{json, Value};
-use std::time::{Duration, Instant};
 
 fn final_weights(lab: &Lab, run: &str, step: u64) -> Vec<u8> {
     std::fs::read(lab.path(&format!("{run}/checkpoints/step-{step:08}/model.safetensors"))).unwrap()
@@ -171,77 +170,4 @@ fn a_run_that_learned_nothing_says_so() {
     lab.config("c.json", &[("train.learning_rate", json!(1e-30))]);
     let ran = lab.ok(&["pretrain", "c.json", "--quiet"]);
     assert!(ran.stderr.contains("unigram") && ran.stderr.contains("has not left the unigram plateau"), "{}", ran.stderr);
-}
-
-/// A signal in the middle of a run: exit 130, a checkpoint, and the resumed run ends as the whole one.
-fn interrupted(signal: &str) {
-    let lab = Lab::new();
-    let changes = |dir: &str| {
-        vec![("run.dir", json!(dir)), ("train.max_steps", json!(600)), ("train.eval_every", json!(0)), ("train.checkpoint_every", json!(0))]
-    };
-    lab.config("whole.json", &changes("whole"));
-    lab.ok(&["pretrain", "whole.json", "--quiet"]);
-    lab.config("cut.json", &changes("cut"));
-    let child = lab
-        .command(&["pretrain", "cut.json", "--quiet"])
-        .stderr(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while std::fs::metadata(lab.path("cut/metrics.jsonl")).map_or(0, |m| m.len()) < 500 {
-        assert!(Instant::now() < deadline, "the run did not start");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
-    let ran: Ran = common::ran(child.wait_with_output().unwrap());
-    assert_eq!(ran.code, 130, "{}", ran.stderr);
-    assert!(ran.stderr.contains("a checkpoint was written"), "{}", ran.stderr);
-    let saved: Vec<_> =
-        std::fs::read_dir(lab.path("cut/checkpoints")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    assert!(saved.len() == 1 && saved[0] != "step-00000600", "the signal came too late: {saved:?}");
-    lab.ok(&["pretrain", "cut.json", "--resume", "auto", "--quiet"]);
-    assert_eq!(final_weights(&lab, "whole", 600), final_weights(&lab, "cut", 600));
-}
-
-#[test]
-fn ctrl_c_writes_a_checkpoint_and_the_run_goes_on() {
-    interrupted("-INT");
-}
-
-#[test]
-fn sigterm_writes_a_checkpoint_and_the_run_goes_on() {
-    interrupted("-TERM");
-}
-
-#[test]
-#[ignore = "slow: kills a run at twelve moments; make test-slow"]
-fn killed_runs_resume_to_the_same_weights() {
-    let lab = Lab::new();
-    let changes = |dir: &str| {
-        vec![
-            ("run.dir", json!(dir)),
-            ("train.max_steps", json!(300)),
-            ("train.eval_every", json!(50)),
-            ("train.checkpoint_every", json!(10)),
-        ]
-    };
-    lab.config("whole.json", &changes("whole"));
-    lab.ok(&["pretrain", "whole.json", "--quiet"]);
-    let expected = final_weights(&lab, "whole", 300);
-    let mut hits = 0;
-    for moment in 0..12u64 {
-        let dir = format!("cut{moment}");
-        lab.config("cut.json", &changes(&dir));
-        let mut child = lab.command(&["pretrain", "cut.json", "--quiet"]).stderr(std::process::Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(300 + moment * 130));
-        if child.try_wait().unwrap().is_none() {
-            hits += 1;
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
-        lab.ok(&["pretrain", "cut.json", "--resume", "auto", "--quiet"]);
-        assert_eq!(expected, final_weights(&lab, &dir, 300), "killed at moment {moment}");
-    }
-    assert!(hits >= 6, "only {hits} of 12 kills hit a living run");
 }

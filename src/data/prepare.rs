@@ -64,7 +64,7 @@ pub fn prepare(data: &Data, tokenizer: Option<&Path>) -> Result<Prepared, DataEr
 
 /// Opens a prepared folder, after every byte of it has been checked against its manifest.
 pub fn open(folder: &Path) -> Result<Prepared, DataError> {
-    verify(folder, &FILES, FORMAT).map_err(|error| match error {
+    verify(folder, &FILES, FORMAT..=FORMAT).map_err(|error| match error {
         SealError::Read { path, source } => DataError::Io { path, source },
         SealError::Broken { path, message } => DataError::Shard { path, message },
     })?;

@@ -1,6 +1,7 @@
 //! Text to ids: byte-level BPE trained on the corpus, plain bytes, or any `tokenizer.json` (crate tokenizers).
 
 use super::DataError;
+use crate::native::panics::silently;
 use std::path::Path;
 use tokenizers::models::bpe::{BpeTrainer, BPE};
 use tokenizers::models::TrainerWrapper;
@@ -10,6 +11,9 @@ use tokenizers::{AddedToken, Tokenizer as Inner};
 
 /// RoBERTa's special tokens in RoBERTa's order, for tokenizers made here.
 const SPECIAL: [&str; 5] = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"];
+
+/// An embedding needs a row for each id: a larger one is a mistake in the file.
+const LARGEST_VOCABULARY: usize = 1 << 24;
 
 /// Ids with a meaning, as the tokenizer itself declares them by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +85,9 @@ impl Tokenizer {
     pub fn load(path: &Path) -> Result<Self, DataError> {
         let name = path.display().to_string();
         let bytes = std::fs::read(path).map_err(DataError::io(path))?;
-        let inner = Inner::from_bytes(bytes).map_err(|e| trouble(&name, format!("not a tokenizer.json: {e}")))?;
+        // The crate panics on some files that are not what they say.
+        let parsed = silently(|| Inner::from_bytes(bytes).map_err(|e| e.to_string())).unwrap_or_else(Err);
+        let inner = parsed.map_err(|e| trouble(&name, format!("not a tokenizer.json: {e}")))?;
         Self::checked(inner, &name)
     }
 
@@ -104,6 +110,9 @@ impl Tokenizer {
         special_ids.dedup();
         // Ids may have holes (RoBERTa's have): the embedding needs a row up to the largest.
         let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        if vocab_size > LARGEST_VOCABULARY {
+            return Err(trouble(name, format!("has a token with id {}, expected ids below {LARGEST_VOCABULARY}", vocab_size - 1)));
+        }
         Ok(Self { inner, special, special_ids, vocab_size })
     }
 
@@ -120,7 +129,8 @@ impl Tokenizer {
 
     /// Ids of many texts, on all cores.
     pub fn encode_all(&self, texts: Vec<String>) -> Result<Vec<Vec<u32>>, DataError> {
-        let encodings = self.inner.encode_batch_fast(texts, false).map_err(|e| trouble("tokenizer", e))?;
+        let encode = || self.inner.encode_batch_fast(texts, false).map_err(|e| e.to_string());
+        let encodings = silently(encode).unwrap_or_else(Err).map_err(|e| trouble("tokenizer", e))?;
         Ok(encodings.into_iter().map(|e| e.get_ids().to_vec()).collect())
     }
 

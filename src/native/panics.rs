@@ -13,10 +13,15 @@ thread_local! {
 ///
 /// Use `tch::no_grad_guard()` inside: the closures `tch::no_grad(..)` leave gradients off when a panic passes them.
 pub fn catch<T, E: From<NativeError>>(f: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    silently(f).unwrap_or_else(|text| Err(NativeError(text).into()))
+}
+
+/// Runs `f`; a panic inside comes back as the first line of its text. For libraries that panic on bad input.
+pub fn silently<T>(f: impl FnOnce() -> T) -> Result<T, String> {
     let before = CATCHING.replace(true);
     let result = catch_unwind(AssertUnwindSafe(f));
     CATCHING.set(before);
-    result.unwrap_or_else(|payload| Err(NativeError(first_line(&text_of(&*payload))).into()))
+    result.map_err(|payload| first_line(&text_of(&*payload)))
 }
 
 /// Keeps the panic hook silent inside [`catch`]; elsewhere a panic is one line that says it is our fault.

@@ -51,7 +51,7 @@ impl Checkpoint {
 
     /// Checks a checkpoint's folder against its manifest.
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
-        let format = verify(folder, &FILES, FORMAT)?;
+        let format = verify(folder, &FILES, 1..=FORMAT)?;
         let path = folder.join(FILES[0]);
         let text = fs::read_to_string(&path).map_err(|source| CheckpointError::Read { path: path.clone(), source })?;
         let state = State::read(&text, format).map_err(|message| CheckpointError::Invalid { path, message })?;

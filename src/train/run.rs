@@ -272,6 +272,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_docs_name_the_keys_that_may_change_and_no_others() {
+        let docs = include_str!("../../docs/reliability.md");
+        let table = docs.split("## Which keys may change on resume").nth(1).unwrap().split("Every other key").next().unwrap();
+        let mut named: Vec<&str> = table.split('`').skip(1).step_by(2).collect();
+        let mut may = MAY_CHANGE.to_vec();
+        named.sort_unstable();
+        may.sort_unstable();
+        assert_eq!(named, may);
+    }
+
+    #[test]
     fn what_is_learned_may_not_change_on_resume() {
         let folder = tempfile::tempdir().unwrap();
         let config = Config::default();

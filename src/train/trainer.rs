@@ -195,9 +195,13 @@ impl Session<'_> {
         }
         self.parameters.zero_grad();
         let module = catch(|| self.first_bad_module(task, batch, size, step)).map_err(failed)?;
-        let gradient = first_bad.map(|name| format!("the gradient of {name}"));
-        let (what, value) = if loss.is_finite() { ("gradient norm", norm) } else { ("loss", loss) };
-        Ok(Update::Skipped(NotFinite { what, value, place: module.or(gradient).unwrap_or_else(|| "the loss itself".into()) }))
+        let (what, value, beyond) = if loss.is_finite() {
+            let weight = first_bad.unwrap_or_else(|| "none: their sum overflows".into());
+            ("gradient norm", norm, format!("the gradient of {weight}"))
+        } else {
+            ("loss", loss, "the loss itself".into())
+        };
+        Ok(Update::Skipped(NotFinite { what, value, place: module.unwrap_or(beyond) }))
     }
 
     /// Adds up the gradients of all micro-batches, each loss divided by the targets of the *whole* batch: unequal

@@ -1,0 +1,291 @@
+//! Every file that the program reads, broken in many ways: no panic, no endless loop, no memory out of proportion.
+//!
+//! Mutations of real files, the same for the same FUZZ_SEED; FUZZ_COUNT inputs for each reader. An input that ends the
+//! process is left in the file named at the end; one that was found and mended stands in `tests/fixtures/fuzz/READER/`, and
+//! is among the seeds.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+// A global allocator is the only way to see what a reader asks for.
+#![allow(unsafe_code)]
+
+mod common;
+
+use common::Lab;
+use linformer::config::load;
+use linformer::config::sweep::Sweep;
+use linformer::config::{DocumentRule, OwnTask, TaskChoice};
+use linformer::data::corpus::documents;
+use linformer::data::tasks::TaskSpec;
+use linformer::data::token_file::TokenFile;
+use linformer::data::tokenizer::Tokenizer;
+use linformer::model::weights::WeightsFile;
+use linformer::random::{Draws, Purpose, Stream};
+use linformer::train::checkpoint::Checkpoint;
+use linformer::train::health::Incident;
+use serde_json::json;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::fs;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Bytes that one reading may hold at once, beside what its input's size explains.
+const ALLOWANCE: isize = 64 << 20;
+const SECONDS: f64 = 5.0;
+
+thread_local! {
+    /// Bytes held since the guard was set, and how many may be.
+    static HELD: Cell<isize> = const { Cell::new(0) };
+    static LIMIT: Cell<isize> = const { Cell::new(isize::MAX) };
+}
+
+struct Guard;
+
+// SAFETY: the system's allocator does the work; here it is only counted.
+unsafe impl GlobalAlloc for Guard {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size() as isize);
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        count(-(layout.size() as isize));
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+fn count(bytes: isize) {
+    let _ = HELD.try_with(|held| {
+        held.set(held.get().saturating_add(bytes));
+        if held.get() > LIMIT.try_with(Cell::get).unwrap_or(isize::MAX) {
+            LIMIT.set(isize::MAX);
+            eprintln!("a reader asked for {bytes} bytes and holds {} in all: see the file \"input\" named above", held.get());
+            std::process::abort();
+        }
+    });
+}
+
+#[global_allocator]
+static GUARD: Guard = Guard;
+
+/// A reader of files: its name, what it reads, good inputs.
+struct Reader {
+    name: &'static str,
+    seeds: Vec<Vec<u8>>,
+    read: Box<dyn Fn(&Path)>,
+}
+
+fn mutate(seeds: &[Vec<u8>], random: &mut Draws) -> Vec<u8> {
+    let below = |random: &mut Draws, n: usize| random.below(n.max(1) as u64) as usize;
+    let mut bytes = seeds[below(random, seeds.len())].clone();
+    for _ in 0..1 + below(random, 4) {
+        let at = below(random, bytes.len());
+        match random.below(11) {
+            _ if bytes.is_empty() => bytes.push(random.below(256) as u8),
+            0 => bytes[at] ^= 1 << random.below(8),
+            1 => bytes[at] = [0, 1, 0x7f, 0x80, 0xff, b'"', b'{', b'[', b'\t', b'\n', b'\r', b'-'][below(random, 12)],
+            2 => bytes.truncate(at),
+            3 => drop(bytes.drain(at..(at + 1 + below(random, 20)).min(bytes.len()))),
+            4 => {
+                let piece = bytes[at..(at + 1 + below(random, 60)).min(bytes.len())].to_vec();
+                let to = below(random, bytes.len());
+                bytes.splice(to..to, piece);
+            }
+            5 => {
+                let other = &seeds[below(random, seeds.len())];
+                let from = below(random, other.len());
+                bytes.splice(at.., other[from..].iter().copied());
+            }
+            6 => (0..8.min(bytes.len() - at)).for_each(|i| bytes[at + i] = [0xff, 0x00, 0x7f][at % 3]),
+            7 => (0..1 + below(random, 4)).for_each(|i| bytes.insert((at + i).min(bytes.len()), random.below(256) as u8)),
+            // A number in a text becomes another one.
+            8 | 9 => {
+                let digits = |b: &u8| b.is_ascii_digit();
+                let Some(first) = bytes[at..].iter().position(digits).map(|i| at + i) else { continue };
+                let end = bytes[first..].iter().position(|b| !digits(b)).map_or(bytes.len(), |i| first + i);
+                let numbers = [
+                    "0",
+                    "-1",
+                    "1e308",
+                    "18446744073709551615",
+                    "9223372036854775807",
+                    "4294967296",
+                    "1e-320",
+                    "0.5",
+                    "1152921504606846976",
+                    "[]",
+                    "null",
+                    "NaN",
+                ];
+                bytes.splice(first..end, numbers[below(random, numbers.len())].bytes());
+            }
+            // A quoted word becomes another one of the same file.
+            _ => {
+                let quotes: Vec<usize> = (0..bytes.len()).filter(|i| bytes[*i] == b'"').collect();
+                if quotes.len() >= 4 {
+                    let (a, b) = (below(random, quotes.len() - 1), below(random, quotes.len() - 1));
+                    let word = bytes[quotes[a]..quotes[a + 1]].to_vec();
+                    bytes.splice(quotes[b]..quotes[b + 1], word);
+                }
+            }
+        }
+    }
+    bytes
+}
+
+/// Gives how many inputs were read.
+fn fuzz(reader: &Reader, folder: &Path, seed: u64, inputs: u64) -> u64 {
+    let input = folder.join("input");
+    let mut seeds = reader.seeds.clone();
+    let known = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/fuzz").join(reader.name);
+    seeds.extend(fs::read_dir(known).into_iter().flatten().map(|e| fs::read(e.unwrap().path()).unwrap()));
+    println!("{}: {inputs} inputs from {} seeds, each through {}", reader.name, seeds.len(), input.display());
+    let whole = seeds.len() as u64;
+    for number in 0..inputs {
+        let bytes = match seeds.get(number as usize) {
+            Some(seed) if number < whole => seed.clone(),
+            _ => mutate(&seeds, &mut Stream::new(seed, Purpose::Order, number).draws()),
+        };
+        fs::write(&input, &bytes).unwrap();
+        let started = Instant::now();
+        HELD.set(0);
+        LIMIT.set(ALLOWANCE + 64 * bytes.len() as isize);
+        let result = catch_unwind(AssertUnwindSafe(|| (reader.read)(&input)));
+        LIMIT.set(isize::MAX);
+        let seconds = started.elapsed().as_secs_f64();
+        assert!(
+            result.is_ok() && seconds < SECONDS,
+            "{}: input {number} of seed {seed}, in {}: {seconds:.1} s",
+            reader.name,
+            input.display()
+        );
+    }
+    inputs
+}
+
+fn labels(task: &str) -> OwnTask {
+    let labels = if task == "regression" { json!([]) } else { json!(["0", "1"]) };
+    serde_json::from_value(json!({"name": "mine", "train": "input", "dev": "input", "text": "text", "label": "label", "labels": labels}))
+        .unwrap()
+}
+
+fn readers(lab: &Lab) -> Vec<Reader> {
+    lab.config("c.json", &[("data.tokenizer", json!("bytes")), ("train.max_steps", json!(3))]);
+    lab.ok(&["pretrain", "c.json", "--quiet"]);
+    let file = |name: &str| fs::read(lab.path(name)).unwrap();
+    let checkpoint = lab.path("run/checkpoints/step-00000003");
+    let prepared = fs::read_dir(lab.path("cache")).unwrap().map(|e| e.unwrap().path()).find(|p| p.is_dir()).unwrap();
+    let sweep = json!({"base": "c.json", "dir": "runs/k", "variants": [{"name": "full", "set": {"model.attention.kind": "full"}}], "grid": {"train.seed": [0, 1]}});
+    let incident = Incident { step: 3, what: "loss".into(), place: "x".into(), batch: json!({"ids": [1, 2]}) };
+    let tsv = common::task_rows(6).into_bytes();
+    let small_tokenizer = Tokenizer::train_byte_bpe(&[common::prose(1)], 270).unwrap().to_json().unwrap();
+    let tokenizer = Tokenizer::bytes().unwrap();
+    // A checkpoint beside each input: one of its files is the input.
+    let swap = |name: &'static str| {
+        let folder = checkpoint.clone();
+        move |input: &Path| {
+            let aside = input.with_file_name("checkpoint");
+            if !aside.exists() {
+                fs::create_dir(&aside).unwrap();
+                fs::read_dir(&folder)
+                    .unwrap()
+                    .map(|e| e.unwrap().path())
+                    .for_each(|p| assert!(fs::copy(&p, aside.join(p.file_name().unwrap())).unwrap() > 0));
+            }
+            fs::copy(input, aside.join(name)).unwrap();
+            let _ = Checkpoint::open(&aside);
+            fs::copy(folder.join(name), aside.join(name)).unwrap();
+        }
+    };
+    let experiments = |folder: &str| -> Vec<Vec<u8>> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments").join(folder);
+        fs::read_dir(path)
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .filter(|p| p.extension().is_some_and(|e| e == "json"))
+            .map(|p| fs::read(p).unwrap())
+            .collect()
+    };
+    let configs = [vec![file("c.json"), file("run/config.json")], experiments("demo")].concat();
+    fn reader(name: &'static str, seeds: Vec<Vec<u8>>, read: impl Fn(&Path) + 'static) -> Reader {
+        Reader { name, seeds, read: Box::new(read) }
+    }
+    vec![
+        reader("config", configs, |path| drop(load::load(path, &["train.seed=1".into()]))),
+        reader("sweep", [vec![sweep.to_string().into_bytes()], experiments("demo")].concat(), |path| drop(Sweep::load(path, &[]))),
+        reader("tokenizer", vec![small_tokenizer.into_bytes()], |path| {
+            if let Ok(tokenizer) = Tokenizer::load(path) {
+                let _ = tokenizer.encode_all(vec!["The ship saw 3 harbours.".into()]);
+            }
+        }),
+        reader("safetensors", vec![file("run/checkpoints/step-00000003/model.safetensors")], |path| {
+            if let Ok(weights) = WeightsFile::open(path) {
+                let _ = weights.tensor("roberta.embeddings.LayerNorm.weight", Some(&[16]));
+            }
+        }),
+        reader("tokens", vec![fs::read(prepared.join("train.bin")).unwrap(), fs::read(prepared.join("validation.bin")).unwrap()], |path| {
+            if let Ok(tokens) = TokenFile::open(path, 300) {
+                let _ = tokens.ids(0, tokens.len()).count();
+            }
+        }),
+        reader("manifest", vec![file("run/checkpoints/step-00000003/manifest.json")], swap("manifest.json")),
+        reader("state", vec![file("run/checkpoints/step-00000003/state.json")], |path| {
+            for format in 0..3 {
+                let _ = linformer::train::state::State::read(&String::from_utf8_lossy(&fs::read(path).unwrap()), format);
+            }
+        }),
+        reader("incident", vec![serde_json::to_vec(&incident).unwrap()], |path| {
+            drop(serde_json::from_slice::<Incident>(&fs::read(path).unwrap()))
+        }),
+        reader("tsv", vec![tsv, b"text\tlabel\r\n\"a\t1\r\n".to_vec()], move |path| {
+            for kind in ["classes", "regression"] {
+                if let Ok(spec) = TaskSpec::find(&TaskChoice::Own(labels(kind)), Path::new("")) {
+                    let _ = spec.examples(path, &tokenizer, 16);
+                }
+            }
+        }),
+        reader("text", vec![common::prose(2).into_bytes(), "\u{feff}a\r\n\r\nb\0c é\n".into()], |path| {
+            for rule in [DocumentRule::File, DocumentRule::Line, DocumentRule::BlankLine] {
+                documents(&[("input".into(), path.into())], rule).for_each(drop);
+            }
+        }),
+        reader("metrics", vec![file("run/metrics.jsonl")], |path| drop(linformer::log::jsonl::JsonLines::open(path, 2))),
+    ]
+}
+
+fn number(variable: &str, otherwise: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
+
+fn all(inputs: u64) {
+    let lab = Lab::new();
+    // In memory where there is such a file system: every input is written once.
+    let memory = Path::new("/dev/shm");
+    let folder = if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() };
+    let only = std::env::var("FUZZ_ONLY").ok();
+    let seed = number("FUZZ_SEED", 1);
+    // Inside `catch_unwind` a panic is a finding, told by the assertion; its own text goes to stderr.
+    let total: u64 = readers(&lab)
+        .iter()
+        .filter(|r| only.as_deref().is_none_or(|o| o == r.name))
+        .map(|reader| {
+            let own: PathBuf = folder.path().join(reader.name);
+            fs::create_dir(&own).unwrap();
+            std::env::set_current_dir(lab.path("")).unwrap();
+            fuzz(reader, &own, seed, inputs)
+        })
+        .sum();
+    println!("{total} inputs, nothing found");
+    std::env::set_current_dir("/").unwrap();
+}
+
+#[test]
+fn a_few_broken_files_for_every_reader() {
+    all(1500);
+}
+
+#[test]
+#[ignore = "slow: make fuzz"]
+fn many_broken_files_for_every_reader() {
+    all(number("FUZZ_COUNT", 1_000_000));
+}
