@@ -189,3 +189,25 @@ fn prepared_files_do_not_depend_on_the_number_of_threads() {
     };
     assert!(read("1") == read("4"));
 }
+
+#[test]
+fn files_have_the_modes_that_the_umask_says() {
+    use std::os::unix::fs::PermissionsExt;
+    let lab = Lab::new();
+    lab.config("c.json", &[]);
+    for (umask, file, folder) in [("022", 0o644, 0o755), ("027", 0o640, 0o750)] {
+        let script = format!(
+            "umask {umask}; exec {} pretrain c.json run.dir=r{umask} data.cache_dir=c{umask} --quiet",
+            env!("CARGO_BIN_EXE_linformer")
+        );
+        assert!(std::process::Command::new("bash").args(["-c", &script]).current_dir(lab.path(".")).status().unwrap().success());
+        let mut paths = vec![lab.path(&format!("r{umask}")), lab.path(&format!("c{umask}"))];
+        while let Some(path) = paths.pop() {
+            let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode, if path.is_dir() { folder } else { file }, "{}", path.display());
+            if path.is_dir() {
+                paths.extend(std::fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
+            }
+        }
+    }
+}

@@ -9,6 +9,7 @@
 use super::corpus::{documents, files, is_held_out, Document};
 use super::DataError;
 use crate::config::{Data, DocumentRule};
+use crate::durable::replace;
 use crate::random::{hash_name, Purpose, Stream};
 use std::fmt::Write as _;
 use std::path::Path;
@@ -50,7 +51,7 @@ pub fn derive(data: &Data, amounts: Amounts, out: &Path) -> Result<Vec<String>, 
             let path = out.join(task).join(format!("{split}.tsv"));
             let folder = out.join(task);
             std::fs::create_dir_all(&folder).map_err(DataError::io(&folder))?;
-            std::fs::write(&path, &text).map_err(DataError::io(&path))?;
+            replace(&path, text.as_bytes()).map_err(DataError::io(&path))?;
             written.push(format!("{}: {} rows", path.display(), text.lines().count() - 1));
         }
     }

@@ -1,6 +1,7 @@
 //! One table, plots and a page from the folders of finished runs.
 
 use super::paper::FIGURE_3;
+use crate::durable::replace;
 use crate::eval::mean_and_deviation;
 use crate::log::jsonl;
 use crate::log::plot::{BarChart, Chart, LineChart, Series};
@@ -91,10 +92,10 @@ impl Report {
         fs::create_dir_all(out).with_context(|| out.display().to_string())?;
         let plots = self.plots(out)?;
         let table = self.table();
-        let save = |name: &str, text: &str| fs::write(out.join(name), text).with_context(|| out.join(name).display().to_string());
-        let mut csv = csv::Writer::from_path(out.join("table.csv"))?;
+        let save = |name: &str, text: &str| replace(&out.join(name), text.as_bytes()).with_context(|| out.join(name).display().to_string());
+        let mut csv = csv::Writer::from_writer(Vec::new());
         table.iter().try_for_each(|row| csv.write_record(row))?;
-        csv.flush()?;
+        save("table.csv", &String::from_utf8(csv.into_inner()?)?)?;
         save("table.json", &(serde_json::to_string_pretty(&self.json())? + "\n"))?;
         let text = align(table.clone()) + &self.notes();
         save("table.txt", &text)?;

@@ -4,6 +4,7 @@
 
 use super::Finished;
 use crate::config::sweep::{Sweep, SweepRun};
+use crate::durable::replace;
 use crate::eval::mean_and_deviation;
 use crate::log::progress::thousands;
 use crate::native::runtime;
@@ -52,7 +53,7 @@ fn say(line: &str) {
 fn start(run: &SweepRun, configs: &Path, interrupt: &Interrupt) -> Result<ExitStatus> {
     let path = configs.join(format!("{}.json", run.name));
     let text = serde_json::to_string_pretty(&run.raw)?;
-    fs::write(&path, text).with_context(|| path.display().to_string())?;
+    replace(&path, text.as_bytes()).with_context(|| path.display().to_string())?;
     let command = if run.config.data.task.is_some() { "finetune" } else { "pretrain" };
     let program = std::env::current_exe()?;
     let mut child = Command::new(program).arg(command).arg(&path).args(["--resume", "auto", "--quiet"]).spawn()?;
@@ -114,10 +115,10 @@ impl Table {
 
     /// Writes `table.txt`, `table.csv` and `table.json`.
     pub fn write(&self, dir: &Path) -> Result<()> {
-        let save = |name: &str, text: String| fs::write(dir.join(name), text).with_context(|| dir.join(name).display().to_string());
-        save("table.txt", self.text())?;
-        save("table.json", serde_json::to_string_pretty(&self.json())? + "\n")?;
-        let mut csv = csv::Writer::from_path(dir.join("table.csv"))?;
+        let save = |name: &str, bytes: &[u8]| replace(&dir.join(name), bytes).with_context(|| dir.join(name).display().to_string());
+        save("table.txt", self.text().as_bytes())?;
+        save("table.json", (serde_json::to_string_pretty(&self.json())? + "\n").as_bytes())?;
+        let mut csv = csv::Writer::from_writer(Vec::new());
         let measures = self.header.iter().flat_map(|h| [h.to_string(), format!("{h} sd")]);
         csv.write_record(["group".to_string(), "runs".into(), "parameters".into()].into_iter().chain(measures))?;
         for row in &self.rows {
@@ -125,7 +126,7 @@ impl Table {
             let measures = row.measures.iter().flat_map(|m| [number(m.map(|m| m.0)), number(m.and_then(|m| m.1))]);
             csv.write_record([row.group.clone(), row.runs.to_string(), number(row.parameters)].into_iter().chain(measures))?;
         }
-        Ok(csv.flush()?)
+        save("table.csv", &csv.into_inner()?)
     }
 
     fn json(&self) -> Value {

@@ -1,5 +1,6 @@
 //! Line and bar charts as PNG and SVG, with a font of our own: no system fonts are needed.
 
+use crate::durable::replace;
 use plotters::coord::ranged1d::{AsRangedCoord, KeyPointHint, Ranged};
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -74,13 +75,15 @@ pub trait Chart {
     /// Writes `path` with the extension png, and gives the same chart as SVG.
     fn render(&self, path: &Path) -> Result<String, PlotError> {
         use_own_font();
-        let png = path.with_extension("png");
-        self.draw(BitMapBackend::new(&png, SIZE).into_drawing_area())?;
+        // The backend knows the format by the name.
+        let (png, aside) = (path.with_extension("png"), path.with_extension("tmp.png"));
+        self.draw(BitMapBackend::new(&aside, SIZE).into_drawing_area())?;
+        std::fs::rename(&aside, &png).map_err(failed)?;
         let mut svg = String::new();
         self.draw(SVGBackend::with_string(&mut svg, SIZE).into_drawing_area())?;
         // Text of the SVG is set in what the reader's browser has.
         let svg = svg.replace(&format!("font-family=\"{FONT}\""), "font-family=\"Open Sans, Helvetica, Arial, sans-serif\"");
-        std::fs::write(path.with_extension("svg"), &svg).map_err(failed)?;
+        replace(&path.with_extension("svg"), svg.as_bytes()).map_err(failed)?;
         Ok(svg)
     }
 }
