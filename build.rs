@@ -1,11 +1,21 @@
 //! Compiles the C++ shim (`src/native/*.cpp`) against libtorch's headers and lets the binaries find libtorch.
 use std::path::{Path, PathBuf};
 
-const UNITS: [&str; 3] = ["runtime", "dropout", "optim"];
+const UNITS: [&str; 8] = ["runtime", "dropout", "optim", "norm", "gelu", "cross_entropy", "attention", "kernels/dispatch"];
+const HEADERS: [&str; 5] = ["shim.h", "philox.h", "rows.h", "kernels/kernels.h", "kernels/vector.h"];
+/// Tables of the row kernels and the instructions that each may use.
+#[cfg(target_arch = "x86_64")]
+const TABLES: [(&str, &[&str]); 3] = [
+    ("kernels_avx512", &["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]),
+    ("kernels_avx2", &["-mavx2", "-mfma"]),
+    ("kernels_portable", &[]),
+];
+#[cfg(not(target_arch = "x86_64"))]
+const TABLES: [(&str, &[&str]); 1] = [("kernels_portable", &[])];
 
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
-    println!("cargo:rerun-if-changed=src/native/shim.h");
+    HEADERS.iter().for_each(|header| println!("cargo:rerun-if-changed=src/native/{header}"));
     let libtorch = match find_libtorch() {
         Ok(path) => path,
         Err(reason) => {
@@ -14,6 +24,7 @@ fn main() {
         }
     };
     compile_shim(&libtorch);
+    compile_kernels();
     let lib = libtorch.join("lib");
     println!("cargo:rustc-link-search=native={}", lib.display());
     // torch's own copy of the OpenMP runtime: a second one would be a second pool of threads.
@@ -55,4 +66,18 @@ fn compile_shim(libtorch: &Path) {
         build.file(file);
     }
     build.compile("linformer_native");
+}
+
+/// The same source once for each instruction set; which one runs is chosen at start.
+fn compile_kernels() {
+    let file = "src/native/kernels/kernels.cpp";
+    println!("cargo:rerun-if-changed={file}");
+    for (table, instructions) in TABLES {
+        let mut build = cc::Build::new();
+        build.cpp(true).std("c++17").opt_level(3).warnings(false).flag("-ffp-contract=off").flag("-Wno-psabi");
+        for flag in instructions {
+            build.flag(flag);
+        }
+        build.define("LINFORMER_TABLE", table).file(file).compile(&format!("linformer_{table}"));
+    }
 }

@@ -219,3 +219,50 @@ fn dropout_is_a_function_of_seed_and_step_and_not_of_the_cut() {
     assert!(!whole.equal(&run(0, 4, 1, 2)) && !whole.equal(&run(0, 4, 2, 1)));
     assert!(whole.narrow(0, 2, 2).allclose(&run(2, 2, 1, 1), 1e-6, 1e-6, false));
 }
+
+/// Loss, and the gradient of every weight, of a masked LM in training with dropout.
+fn loss_and_gradients(attention: &Value, backend: &str, kind: Kind, padded: bool, norm: &str) -> (f64, Vec<(String, Tensor)>) {
+    let mut config: Model =
+        serde_json::from_value(json!({"vocab_size": 50, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 96, "max_position_embeddings": 42, "attention_probs_dropout_prob": 0.1, "norm": norm, "backend": backend,
+        "weight_init": "inverse_sqrt_width", "attention": attention}))
+        .unwrap();
+    config.hidden_dropout_prob = 0.1;
+    let (mut parameters, encoder) = build(&config);
+    let head = MaskedLmHead::new(&mut parameters, &config, encoder.word_embeddings());
+    let pass = Pass::training(kind, 1, 7, 3);
+    let mask = padded.then(|| {
+        Tensor::arange(40, (Kind::Int64, Device::Cpu)).lt_tensor(&Tensor::from_slice(&[29i64, 40, 3]).unsqueeze(1)).to_kind(Kind::Int64)
+    });
+    let input = Input { ids: ids(3, 40), attention_mask: mask };
+    let hidden = encoder.forward(&input, &pass).unwrap();
+    let loss =
+        head.loss(&hidden, &Tensor::from_slice(&[1i64, 9, 30, 81]), &Tensor::from_slice(&[7i64, 8, -100, 9]), 0.1, &pass).unwrap() / 3.0;
+    loss.backward();
+    let gradients = parameters.trainable().map(|p| (p.name.clone(), p.tensor.grad().copy())).collect();
+    (loss.double_value(&[]), gradients)
+}
+
+#[test]
+fn the_fused_blocks_are_the_reference_in_every_mode() {
+    let mut modes: Vec<Value> = SHARING.iter().flat_map(|s| PROJECTION.map(|p| json!({"k": 16, "sharing": s, "projection": p}))).collect();
+    modes.push(json!({"kind": "full"}));
+    modes.push(json!({"k": [[16, 6], [5, 16]], "sharing": "none"}));
+    modes.push(json!({"k": 5, "sharing": "headwise", "backend": "materialised"}));
+    for (attention, padded) in modes.iter().flat_map(|m| [(m, false), (m, true)]) {
+        for (kind, tolerance, norm) in [(Kind::Float, 2e-5, "post"), (Kind::Float, 2e-5, "pre"), (Kind::BFloat16, 0.06, "post")] {
+            let (fused, reference) = (
+                loss_and_gradients(attention, "fused", kind, padded, norm),
+                loss_and_gradients(attention, "reference", kind, padded, norm),
+            );
+            let what = format!("{attention} {kind:?} {norm} padded {padded}");
+            assert!((fused.0 - reference.0).abs() < tolerance * reference.0, "{what}: {} {}", fused.0, reference.0);
+            for ((name, a), (_, b)) in fused.1.iter().zip(&reference.1) {
+                // Per weight, against its own size; what is zero but for rounding (the key's bias) against the largest.
+                let scale = b.abs().max().double_value(&[]).max(1e-3);
+                let worst = (a - b).abs().max().double_value(&[]);
+                assert!(worst < 5.0 * tolerance * scale, "{what}: {name} differs by {worst:e} of {scale:e}");
+            }
+        }
+    }
+}

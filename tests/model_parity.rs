@@ -88,9 +88,9 @@ fn masked_lm_equals_hugging_face() {
         let logits = head.forward(&hidden, &positions);
         assert_close(&logits, &f.get("logits").view([-1, 40]).index_select(0, &positions), 1e-5, 1e-5, "logits");
         let targets = labels.index_select(0, &positions);
-        let loss = linformer::train::loss::cross_entropy_sum(&logits, &targets, 0.0) / targets.size()[0] as f64;
+        let loss = linformer::model::loss::cross_entropy_sum(&logits, &targets, 0.0) / targets.size()[0] as f64;
         assert_close(&loss, &f.get("loss"), 1e-5, 1e-5, "loss");
-        let smoothed = linformer::train::loss::cross_entropy_sum(&logits, &targets, 0.1) / targets.size()[0] as f64;
+        let smoothed = linformer::model::loss::cross_entropy_sum(&logits, &targets, 0.1) / targets.size()[0] as f64;
         assert_close(&smoothed, &f.get("loss_smoothed"), 1e-5, 1e-5, "smoothed loss");
         loss.backward();
         assert_gradients(&parameters, &f, "", 1e-5, 1e-5, backend);
@@ -112,7 +112,7 @@ fn classifier_and_regression_equal_hugging_face() {
         let loss = if outputs == 1 {
             logits.squeeze_dim(1).mse_loss(&f.get("labels"), Reduction::Mean)
         } else {
-            linformer::train::loss::cross_entropy_sum(&logits, &f.get("labels"), 0.0) / 3.0
+            linformer::model::loss::cross_entropy_sum(&logits, &f.get("labels"), 0.0) / 3.0
         };
         assert_close(&loss, &f.get("loss"), 1e-5, 1e-5, file);
         loss.backward();

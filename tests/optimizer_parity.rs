@@ -3,8 +3,8 @@
 
 use linformer::config::{OptimizerKind, Train};
 use linformer::model::init::Init;
+use linformer::model::loss::{cross_entropy_sum, squared_error_sum};
 use linformer::model::Parameters;
-use linformer::train::loss::{cross_entropy_sum, squared_error_sum};
 use linformer::train::optimizer::Optimizer;
 use tch::{Device, Kind, Tensor};
 

@@ -12,6 +12,7 @@ pub mod validate;
 
 pub use load::{ConfigError, Origins};
 pub use model::{
-    Attention, AttentionKind, Backend, HiddenAct, KSpec, Model, Norm, Order, PositionInit, Projection, ProjectionInit, Sharing, WeightInit,
+    Attention, AttentionBackend, AttentionKind, Backend, HiddenAct, KSpec, Model, Norm, Order, PositionInit, Projection, ProjectionInit,
+    Sharing, WeightInit,
 };
 pub use schema::{Config, Data, DocumentRule, OneOrMany, OptimizerKind, OwnTask, Precision, Run, ScheduleKind, TaskChoice, Train};

@@ -35,6 +35,8 @@ pub struct Model {
     pub position_init_range: Option<f64>,
     /// Longest wavelength of a sinusoidal start, over 2 pi, in positions. Short sequences want less than the usual 10,000.
     pub position_init_base: f64,
+    /// Which implementation computes the model: the same function to rounding.
+    pub backend: Backend,
     pub attention: Attention,
 }
 
@@ -61,6 +63,7 @@ impl Default for Model {
             position_init: PositionInit::Normal,
             position_init_range: None,
             position_init_base: 10_000.0,
+            backend: Backend::Fused,
             attention: Attention::default(),
         }
     }
@@ -90,7 +93,7 @@ pub struct Attention {
     pub order: Order,
     /// Start of the matrices E and F.
     pub init: ProjectionInit,
-    pub backend: Backend,
+    pub backend: AttentionBackend,
 }
 
 impl Default for Attention {
@@ -102,7 +105,7 @@ impl Default for Attention {
             projection: Projection::Learned,
             order: Order::Auto,
             init: ProjectionInit::Normal,
-            backend: Backend::Fused,
+            backend: AttentionBackend::Fused,
         }
     }
 }
@@ -162,8 +165,13 @@ choice!(ProjectionInit {
     MeanPool = "mean_pool",
 });
 choice!(
-    /// How scores are computed: libtorch's fused kernel, or softmax(Q K^T) as a tensor (Table 3's baseline).
-    Backend { Fused = "fused", Materialised = "materialised" }
+    /// `fused`: blocks of our own in one pass over memory where this device and kind have them; `reference`: libtorch's
+    /// operations, what the blocks are held against.
+    Backend { Fused = "fused", Reference = "reference" }
+);
+choice!(
+    /// How scores are computed: never stored (our kernel, or libtorch's), or softmax(Q K^T) as a tensor (Table 3's baseline).
+    AttentionBackend { Fused = "fused", Materialised = "materialised" }
 );
 
 /// k as the config gives it.

@@ -8,12 +8,12 @@ use crate::data::prepare::prepare;
 use crate::data::pretraining::MlmData;
 use crate::eval::perplexity;
 use crate::log::{progress::Progress, Record};
+use crate::model::loss::cross_entropy_sum;
 use crate::model::size::forward_flops_per_token;
 use crate::model::weights::Select;
 use crate::model::{Encoder, Input, MaskedLmHead, Parameters, Pass};
 use crate::native::NativeError;
 use crate::train::interrupt::Interrupt;
-use crate::train::loss::cross_entropy_sum;
 use crate::train::trainer::{kind_of, BatchSize, Evaluation};
 use crate::train::{LossSum, Outcome, Task};
 use anyhow::{Context, Result};
@@ -53,21 +53,13 @@ impl MaskedLm {
         }
     }
 
-    /// Sum of the loss, and how many predictions were right if `count` asks for it.
-    fn forward(
-        &self,
-        batch: &MlmBatch,
-        sequences: Range<usize>,
-        pass: &Pass,
-        smoothing: f64,
-        count: bool,
-    ) -> Result<(tch::Tensor, i64), NativeError> {
-        let tensors = batch.tensors(sequences, self.device);
+    /// Sum of the loss, and how many predictions were right.
+    fn measure(&self, batch: &MlmBatch, pass: &Pass) -> Result<(f64, i64), NativeError> {
+        let tensors = batch.tensors(0..batch.sequences(), self.device);
         let hidden = self.encoder.forward(&Input { ids: tensors.ids, attention_mask: None }, pass)?;
         let logits = self.head.forward(&hidden, &tensors.positions);
-        pass.see("lm_head", &logits);
-        let right = if count { logits.argmax(-1, false).eq_tensor(&tensors.targets).sum(Kind::Int64).int64_value(&[]) } else { 0 };
-        Ok((cross_entropy_sum(&logits, &tensors.targets, smoothing), right))
+        let right = logits.argmax(-1, false).eq_tensor(&tensors.targets).sum(Kind::Int64).int64_value(&[]);
+        Ok((cross_entropy_sum(&logits, &tensors.targets, 0.0).double_value(&[]), right))
     }
 }
 
@@ -83,7 +75,9 @@ impl Task for MaskedLm {
     }
 
     fn loss(&self, batch: &MlmBatch, sequences: Range<usize>, pass: &Pass) -> Result<LossSum, NativeError> {
-        Ok(LossSum(self.forward(batch, sequences, pass, self.label_smoothing, false)?.0))
+        let tensors = batch.tensors(sequences, self.device);
+        let hidden = self.encoder.forward(&Input { ids: tensors.ids, attention_mask: None }, pass)?;
+        Ok(LossSum(self.head.loss(&hidden, &tensors.positions, &tensors.targets, self.label_smoothing, pass)?))
     }
 
     /// Every validation sequence once, with fixed masks.
@@ -96,8 +90,8 @@ impl Task for MaskedLm {
                 return Ok(None);
             }
             let batch = self.data.validation_batch(first, EVALUATION_BATCH);
-            let (loss, correct) = self.forward(&batch, 0..batch.sequences(), &pass, 0.0, true)?;
-            sum += loss.double_value(&[]);
+            let (loss, correct) = self.measure(&batch, &pass)?;
+            sum += loss;
             right += correct;
             targets += batch.targets.len();
         }

@@ -2,6 +2,7 @@
 
 use crate::config::{Config, Precision};
 use crate::data::batch::{MlmBatch, TaskBatch};
+use crate::model::loss::{cross_entropy_sum, squared_error_sum};
 use crate::model::watch::{Seen, Watch};
 use crate::model::weights::Select;
 use crate::model::{ClassificationHead, Encoder, Input, MaskedLmHead, Parameters, Pass};
@@ -9,7 +10,6 @@ use crate::native::panics::catch;
 use crate::table::align;
 use crate::train::checkpoint::{step_name, Checkpoint};
 use crate::train::health::Incident;
-use crate::train::loss::{cross_entropy_sum, squared_error_sum};
 use crate::train::run::read_config;
 use crate::train::trainer::kind_of;
 use anyhow::{bail, Context, Result};

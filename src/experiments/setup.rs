@@ -23,7 +23,8 @@ use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
 /// Keys of a checkpoint's model that a later run may set anew: they change no weight.
-const FREE_KEYS: [&str; 5] = [
+const FREE_KEYS: [&str; 6] = [
+    "model.backend",
     "model.hidden_dropout_prob",
     "model.attention_probs_dropout_prob",
     "model.classifier_dropout",

@@ -8,7 +8,8 @@
 use super::layers::{Linear, Pass};
 use super::parameters::Parameters;
 use super::projection::{Compressed, Projection};
-use crate::config::{AttentionKind, Backend, Model, Order, Sharing};
+use crate::config::{AttentionBackend, AttentionKind, Backend, Model, Order, Sharing};
+use crate::native::fused::{attention, attention_is_supported};
 use crate::native::NativeError;
 use tch::{Kind, Tensor};
 
@@ -38,9 +39,33 @@ pub struct SelfAttention {
     compression: Option<Compression>,
     heads: i64,
     dropout: f64,
-    backend: Backend,
+    backend: AttentionBackend,
+    /// Whether our own kernel may take the place of libtorch's.
+    own_kernel: bool,
     /// The layer, as the place of its dropout.
     place: String,
+}
+
+/// What the attention is computed from: `[B, m, d]` each, or with heads, `[B, h, m, d/h]`.
+struct Parts {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    /// Keys that take part, broadcastable to `[B, h, 1, m]`; None: all.
+    mask: Option<Tensor>,
+}
+
+impl Parts {
+    /// The mask as `[B, m]`, if it is one for all heads.
+    fn key_mask(&self) -> Option<Option<Tensor>> {
+        match &self.mask {
+            None => Some(None),
+            Some(mask) => match mask.size()[..] {
+                [batch, 1, 1, _] if batch == self.q.size()[0] => Some(Some(mask.squeeze_dim(1).squeeze_dim(1))),
+                _ => None,
+            },
+        }
+    }
 }
 
 struct Compression {
@@ -64,39 +89,49 @@ impl SelfAttention {
             heads: config.num_attention_heads,
             dropout: config.attention_probs_dropout_prob,
             backend: config.attention.backend,
+            own_kernel: config.backend == Backend::Fused && config.attention.backend == AttentionBackend::Fused,
             place: format!("{name}.probabilities"),
         }
     }
 
     /// x `[B, L, d]` -> `[B, L, d]`, heads side by side.
     pub fn forward(&self, x: &Tensor, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
-        let (q, k, v, mask) = self.queries_keys_values(x, keep);
-        let out = if self.backend == Backend::Fused && !pass.drops(self.dropout) {
-            Tensor::scaled_dot_product_attention(&q, &k, &v, mask.as_ref(), 0.0, false, None, false)
-        } else {
-            // libtorch's fused kernel draws its dropout from global state; ours needs the probabilities as a tensor.
-            let p = probabilities(&q, &k, mask.as_ref());
-            pass.dropout(p, self.dropout, &self.place)?.matmul(&v)
+        let parts = self.parts(x, keep);
+        let out = match parts.key_mask() {
+            Some(mask) if self.own_kernel && attention_is_supported(x.kind(), x.device(), x.size()[2] / self.heads) => {
+                let (k, v) = (self.merge(&parts.k), self.merge(&parts.v));
+                let drop = pass.drop(self.dropout, &self.place, self.heads * x.size()[1] * k.size()[1]);
+                attention(&parts.q, &k, &v, mask.as_ref(), self.heads, drop)?
+            }
+            _ => self.by_libtorch(&parts, pass)?,
         };
-        let (batch, length) = (x.size()[0], x.size()[1]);
-        let out = out.transpose(1, 2).reshape([batch, length, -1]);
         pass.see(self.place.trim_end_matches(".probabilities"), &out);
         Ok(out)
     }
 
-    /// P of the paper, `[B, h, L, L]` or `[B, h, L, k]`, in fp32.
-    pub fn probabilities(&self, x: &Tensor, keep: Option<&Keep>) -> Tensor {
-        let (q, k, _, mask) = self.queries_keys_values(x, keep);
-        probabilities(&q, &k, mask.as_ref()).to_kind(Kind::Float)
+    fn by_libtorch(&self, parts: &Parts, pass: &Pass) -> Result<Tensor, NativeError> {
+        let (q, k, v, mask) = (self.split(&parts.q), self.split(&parts.k), self.split(&parts.v), parts.mask.as_ref());
+        let out = if self.backend == AttentionBackend::Fused && !pass.drops(self.dropout) {
+            Tensor::scaled_dot_product_attention(&q, &k, &v, mask, 0.0, false, None, false)
+        } else {
+            // libtorch's fused kernel draws its dropout from global state; ours needs the probabilities as a tensor.
+            pass.dropout(probabilities(&q, &k, mask), self.dropout, &self.place)?.matmul(&v)
+        };
+        Ok(self.merge(&out))
     }
 
-    /// Queries `[B, h, L, d/h]`, keys and values `[B, h, rows, d/h]`, and which rows take part.
-    fn queries_keys_values(&self, x: &Tensor, keep: Option<&Keep>) -> (Tensor, Tensor, Tensor, Option<Tensor>) {
-        let q = self.split(&self.query.forward(x));
+    /// P of the paper, `[B, h, L, L]` or `[B, h, L, k]`, in fp32.
+    pub fn probabilities(&self, x: &Tensor, keep: Option<&Keep>) -> Tensor {
+        let parts = self.parts(x, keep);
+        probabilities(&self.split(&parts.q), &self.split(&parts.k), parts.mask.as_ref()).to_kind(Kind::Float)
+    }
+
+    fn parts(&self, x: &Tensor, keep: Option<&Keep>) -> Parts {
+        let q = self.query.forward(x);
         match &self.compression {
             None => {
                 let mask = keep.map(|keep| keep.real.unsqueeze(1).unsqueeze(1));
-                (q, self.split(&self.key.forward(x)), self.split(&self.value.forward(x)), mask)
+                Parts { q, k: self.key.forward(x), v: self.value.forward(x), mask }
             }
             Some(compression) => {
                 let zeroed = keep.map_or_else(|| x.shallow_clone(), |keep| x * &keep.factor);
@@ -106,7 +141,7 @@ impl SelfAttention {
                 } else {
                     self.compress_then_project(compression, &zeroed, real)
                 };
-                (q, k, v, mask)
+                Parts { q, k, v, mask }
             }
         }
     }
@@ -115,9 +150,7 @@ impl SelfAttention {
     fn compress_then_project(&self, compression: &Compression, x: &Tensor, real: Option<&Tensor>) -> (Tensor, Tensor, Option<Tensor>) {
         let keys = compression.keys.compress(x, real);
         let values = compression.values.as_ref().map(|f| f.compress(x, real).rows);
-        let k = self.split(&self.key.forward(&keys.rows));
-        let v = self.split(&self.value.forward(values.as_ref().unwrap_or(&keys.rows)));
-        (k, v, keys.mask)
+        (self.key.forward(&keys.rows), self.value.forward(values.as_ref().unwrap_or(&keys.rows)), keys.mask)
     }
 
     /// E_i (X W_i) + b_i: needed where every head has its own E.
@@ -132,10 +165,20 @@ impl SelfAttention {
         (k, v, mask)
     }
 
-    /// `[B, m, d]` -> `[B, h, m, d/h]`.
+    /// `[B, m, d]` -> `[B, h, m, d/h]`; what is split already stays.
     fn split(&self, x: &Tensor) -> Tensor {
-        let size = x.size();
-        x.view([size[0], size[1], self.heads, size[2] / self.heads]).transpose(1, 2)
+        match x.size()[..] {
+            [batch, rows, width] => x.view([batch, rows, self.heads, width / self.heads]).transpose(1, 2),
+            _ => x.shallow_clone(),
+        }
+    }
+
+    /// `[B, h, m, d/h]` -> `[B, m, d]`; what is merged already stays.
+    fn merge(&self, x: &Tensor) -> Tensor {
+        match x.size()[..] {
+            [batch, heads, rows, width] => x.transpose(1, 2).reshape([batch, rows, heads * width]),
+            _ => x.shallow_clone(),
+        }
     }
 }
 

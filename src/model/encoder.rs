@@ -2,10 +2,11 @@
 
 use super::attention::{Keep, SelfAttention};
 use super::init::Init;
-use super::layers::{activate, LayerNorm, Linear, Pass};
+use super::layers::{activate, activate_fused, LayerNorm, Linear, Pass};
 use super::parameters::Parameters;
 use super::projection::Projection;
-use crate::config::{AttentionKind, HiddenAct, Model, Norm, PositionInit, Sharing};
+use crate::config::{AttentionKind, Backend, HiddenAct, Model, Norm, PositionInit, Sharing};
+use crate::native::fused::{is_supported, Drop};
 use crate::native::NativeError;
 use tch::{Kind, Tensor};
 
@@ -62,6 +63,7 @@ struct Embeddings {
     norm: LayerNorm,
     pad: i64,
     dropout: f64,
+    backend: Backend,
 }
 
 impl Embeddings {
@@ -91,6 +93,7 @@ impl Embeddings {
             norm: LayerNorm::new(parameters, &format!("{name}.LayerNorm"), config),
             pad,
             dropout: config.hidden_dropout_prob,
+            backend: config.backend,
         }
     }
 
@@ -106,8 +109,9 @@ impl Embeddings {
                 Tensor::embedding(&self.position, &ids, self.pad, false, false)
             }
         };
-        let sum = words + positions + self.token_type.get(0);
-        let out = pass.dropout(self.norm.forward(&sum.to_kind(pass.kind)), self.dropout, "roberta.embeddings")?;
+        let sum = (words + positions + self.token_type.get(0)).to_kind(pass.kind);
+        let normal = if is_fused(self.backend, &sum) { self.norm.after(sum, None, None, Drop::NONE)? } else { self.norm.forward(&sum) };
+        let out = pass.dropout(normal, self.dropout, "roberta.embeddings")?;
         pass.see("roberta.embeddings", &out);
         Ok(out)
     }
@@ -123,6 +127,7 @@ struct Layer {
     norm: Norm,
     act: HiddenAct,
     dropout: f64,
+    backend: Backend,
     /// Names of the attention and feed-forward outputs, where dropout stands.
     places: [String; 2],
 }
@@ -141,31 +146,53 @@ impl Layer {
             norm: config.norm,
             act: config.hidden_act,
             dropout: config.hidden_dropout_prob,
+            backend: config.backend,
             places: [format!("{name}.attention.output"), format!("{name}.output")],
         }
     }
 
     /// x `[B, L, d]` -> `[B, L, d]`.
     fn forward(&self, x: Tensor, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
-        let attend = |x: &Tensor| -> Result<Tensor, NativeError> {
-            let out = self.attention_output.forward(&self.attention.forward(x, keep, pass)?);
-            pass.see(&self.places[0], &out);
-            pass.dropout(out, self.dropout, &self.places[0])
-        };
-        let feed_forward = |x: &Tensor| -> Result<Tensor, NativeError> {
-            let out = self.output.forward(&activate(&self.intermediate.forward(x), self.act));
-            pass.see(&self.places[1], &out);
-            pass.dropout(out, self.dropout, &self.places[1])
-        };
         match self.norm {
+            Norm::Post if is_fused(self.backend, &x) => self.forward_fused(x, keep, pass),
             Norm::Post => {
-                let x = self.attention_norm.forward(&(attend(&x)? + &x));
-                Ok(self.output_norm.forward(&(feed_forward(&x)? + &x)))
+                let x = self.attention_norm.forward(&(self.attend(&x, keep, pass)? + &x));
+                Ok(self.output_norm.forward(&(self.feed_forward(&x, pass)? + &x)))
             }
             Norm::Pre => {
-                let x = attend(&self.attention_norm.forward(&x))? + x;
-                Ok(feed_forward(&self.output_norm.forward(&x))? + x)
+                let x = self.attend(&self.attention_norm.forward(&x), keep, pass)? + x;
+                Ok(self.feed_forward(&self.output_norm.forward(&x), pass)? + x)
             }
         }
     }
+
+    fn attend(&self, x: &Tensor, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
+        let out = self.attention_output.forward(&self.attention.forward(x, keep, pass)?);
+        pass.see(&self.places[0], &out);
+        pass.dropout(out, self.dropout, &self.places[0])
+    }
+
+    fn feed_forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor, NativeError> {
+        let out = self.output.forward(&activate(&self.intermediate.forward(x), self.act));
+        pass.see(&self.places[1], &out);
+        pass.dropout(out, self.dropout, &self.places[1])
+    }
+
+    /// The same with bias, dropout, residual sum and LayerNorm in one block, and bias and GELU in another.
+    fn forward_fused(&self, x: Tensor, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
+        let per_sequence = x.size()[1] * x.size()[2];
+        let end = |y: Tensor, bias: &Tensor, residual: &Tensor, norm: &LayerNorm, place: &str| {
+            pass.see(place, &y);
+            norm.after(y, Some(bias), Some(residual), pass.drop(self.dropout, place, per_sequence))
+        };
+        let y = self.attention_output.without_bias(&self.attention.forward(&x, keep, pass)?);
+        let x = end(y, &self.attention_output.bias, &x, &self.attention_norm, &self.places[0])?;
+        let h = activate_fused(&self.intermediate.without_bias(&x), &self.intermediate.bias, self.act)?;
+        end(self.output.without_bias(&h), &self.output.bias, &x, &self.output_norm, &self.places[1])
+    }
+}
+
+/// Whether this tensor goes through the blocks of our own.
+pub(super) fn is_fused(backend: Backend, x: &Tensor) -> bool {
+    backend == Backend::Fused && is_supported(x.kind(), x.device())
 }

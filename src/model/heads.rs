@@ -1,9 +1,12 @@
 //! From hidden states to predictions: RoBERTa's masked-LM head and its classification head.
 
+use super::encoder::is_fused;
 use super::init::Init;
-use super::layers::{activate, LayerNorm, Linear, Pass};
+use super::layers::{activate, activate_fused, LayerNorm, Linear, Pass};
+use super::loss::cross_entropy_sum;
 use super::parameters::Parameters;
-use crate::config::{HiddenAct, Model};
+use crate::config::{Backend, HiddenAct, Model};
+use crate::native::fused::{vocabulary_loss, Drop};
 use crate::native::NativeError;
 use tch::Tensor;
 
@@ -14,6 +17,7 @@ pub struct MaskedLmHead {
     bias: Tensor,
     word_embeddings: Tensor,
     act: HiddenAct,
+    backend: Backend,
 }
 
 impl MaskedLmHead {
@@ -24,7 +28,22 @@ impl MaskedLmHead {
             bias: parameters.create("lm_head.bias", &[config.vocabulary()], Init::Zeros),
             word_embeddings: word_embeddings.shallow_clone(),
             act: config.hidden_act,
+            backend: config.backend,
         }
+    }
+
+    /// The cross-entropy of the predictions at `positions` (as in [`Self::forward`]), summed over `targets` `[M]` int64
+    /// (negative: ignored), in nats. The fused block never stores logits and gradient side by side.
+    pub fn loss(&self, hidden: &Tensor, positions: &Tensor, targets: &Tensor, smoothing: f64, pass: &Pass) -> Result<Tensor, NativeError> {
+        if !is_fused(self.backend, hidden) || pass.is_watched() {
+            let logits = self.forward(hidden, positions);
+            pass.see("lm_head", &logits);
+            return Ok(cross_entropy_sum(&logits, targets, smoothing));
+        }
+        let x = hidden.reshape([-1, hidden.size()[2]]).index_select(0, positions);
+        let x = activate_fused(&self.dense.without_bias(&x), &self.dense.bias, self.act)?;
+        let x = self.norm.after(x, None, None, Drop::NONE)?;
+        vocabulary_loss(&x, &self.word_embeddings.to_kind(x.kind()), &self.bias, targets, smoothing)
     }
 
     /// Logits `[M, V]` at the M positions of `hidden` `[B, L, d]` that are predicted, given by their index in B x L: the

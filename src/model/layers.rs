@@ -5,6 +5,7 @@ use super::parameters::Parameters;
 use super::watch::Watch;
 use crate::config::{HiddenAct, Model, WeightInit};
 use crate::native::dropout::dropout;
+use crate::native::fused::{bias_gelu, drop_add_norm, Drop};
 use crate::native::NativeError;
 use crate::random::{combine, hash_name, Purpose, Stream};
 use tch::{Kind, Tensor};
@@ -23,6 +24,12 @@ struct DropoutKey {
     seed: u64,
     step: u64,
     first_sequence: i64,
+}
+
+impl DropoutKey {
+    fn stream(self, place: &str) -> Stream {
+        Stream::new(self.seed, Purpose::Dropout, combine(self.step, hash_name(place)))
+    }
 }
 
 impl<'a> Pass<'a> {
@@ -49,6 +56,18 @@ impl<'a> Pass<'a> {
         }
     }
 
+    /// Dropout of a block at a named place, whose tensor has `per_sequence` elements for each sequence.
+    pub fn drop(&self, p: f64, place: &str, per_sequence: i64) -> Drop {
+        match self.dropout {
+            Some(key) if p > 0.0 => Drop { p, stream: key.stream(place), offset: key.first_sequence * per_sequence },
+            _ => Drop::NONE,
+        }
+    }
+
+    pub fn is_watched(&self) -> bool {
+        self.watch.is_some()
+    }
+
     pub fn drops(&self, p: f64) -> bool {
         self.dropout.is_some() && p > 0.0
     }
@@ -57,9 +76,8 @@ impl<'a> Pass<'a> {
     pub fn dropout(&self, x: Tensor, p: f64, place: &str) -> Result<Tensor, NativeError> {
         match self.dropout {
             Some(key) if p > 0.0 => {
-                let stream = Stream::new(key.seed, Purpose::Dropout, combine(key.step, hash_name(place)));
                 let per_sequence = x.numel() as i64 / x.size()[0].max(1);
-                dropout(&x, p, stream, key.first_sequence * per_sequence)
+                dropout(&x, p, key.stream(place), key.first_sequence * per_sequence)
             }
             _ => Ok(x),
         }
@@ -111,11 +129,24 @@ impl LayerNorm {
         }
     }
 
+    /// LayerNorm(residual + dropout(y + bias)) in one block, which uses y up.
+    pub fn after(&self, y: Tensor, bias: Option<&Tensor>, residual: Option<&Tensor>, drop: Drop) -> Result<Tensor, NativeError> {
+        drop_add_norm(y, bias, residual, &self.weight, &self.bias, self.eps, drop)
+    }
+
     pub fn forward(&self, x: &Tensor) -> Tensor {
         // On a CPU, libtorch takes bf16 rows with fp32 parameters and keeps the statistics in fp32.
         let same_kind = x.kind() == Kind::Float || x.device() == tch::Device::Cpu;
         let (input, back) = if same_kind { (x.shallow_clone(), x.kind()) } else { (x.to_kind(Kind::Float), x.kind()) };
         input.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true).to_kind(back)
+    }
+}
+
+/// act(h + bias), in one block for GELU.
+pub fn activate_fused(h: &Tensor, bias: &Tensor, act: HiddenAct) -> Result<Tensor, NativeError> {
+    match act {
+        HiddenAct::Gelu => bias_gelu(h, bias),
+        HiddenAct::Relu => Ok((h + bias.to_kind(h.kind())).relu()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The encoder of RoBERTa with full attention or the Linformer's (paper, section 4), in libtorch operations.
 //!
 //! [`parameters`] and [`init`] make the weights, [`projection`] maps n positions to k rows, [`attention`] uses it,
-//! [`encoder`] stacks it, [`heads`] turn hidden states into predictions, [`weights`] is the file format, [`size`] counts,
+//! [`encoder`] stacks it, [`heads`] turn hidden states into predictions, [`loss`] holds the losses, [`weights`] is the file format, [`size`] counts,
 //! [`watch`] looks for numbers that are not finite.
 //! Shapes: B sequences, L <= n positions, d hidden size, h heads, k projected rows.
 
@@ -10,6 +10,7 @@ pub mod encoder;
 pub mod heads;
 pub mod init;
 pub mod layers;
+pub mod loss;
 pub mod parameters;
 pub mod projection;
 pub mod size;

@@ -1,83 +1,26 @@
-// Stateless dropout: element i of a tensor is kept or dropped by 16 bits of Philox4x32-10 at counter
-// (i / 8, nonce) under `key`, so the mask is a function of (key, nonce, index) alone: the same for any number of
-// threads and any device, and drawn again in the backward pass instead of being stored.
+// Stateless dropout (philox.h): the same mask for any number of threads and any device, drawn again in the backward pass
+// instead of being stored.
 #include "shim.h"
 
-#include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 
-#include <cmath>
+#include "rows.h"
 
 namespace ag = torch::autograd;
 using at::Tensor;
+using linformer::kPerBlock, linformer::Mask;
 
 namespace {
-
-constexpr uint32_t kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u;
-constexpr uint32_t kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;
-constexpr int kRounds = 10;
-constexpr int64_t kPerBlock = 8;  // four 32-bit words, two elements a word
-constexpr int kLanes = 16;        // blocks drawn at once; the compiler turns a lane loop into vector code
-
-struct Mask {
-  double p;
-  uint64_t key, nonce;
-  int64_t offset;  // index of the tensor's first element in the whole batch
-
-  // An element is dropped when its 16 bits are below this.
-  uint32_t threshold() const { return static_cast<uint32_t>(std::lround(p * 65536.0)); }
-  float scale() const { return 65536.0f / static_cast<float>(65536u - threshold()); }
-};
-
-// Words of blocks first..first+kLanes: words[w][lane].
-inline void philox(const Mask& mask, uint64_t first, uint32_t words[4][kLanes]) {
-  uint32_t *a = words[0], *b = words[1], *c = words[2], *d = words[3];
-  for (int i = 0; i < kLanes; i++) {
-    const uint64_t block = first + i;
-    a[i] = static_cast<uint32_t>(block);
-    b[i] = static_cast<uint32_t>(block >> 32);
-    c[i] = static_cast<uint32_t>(mask.nonce);
-    d[i] = static_cast<uint32_t>(mask.nonce >> 32);
-  }
-  uint32_t k0 = static_cast<uint32_t>(mask.key), k1 = static_cast<uint32_t>(mask.key >> 32);
-  for (int round = 0; round < kRounds; round++, k0 += kWeyl0, k1 += kWeyl1) {
-    for (int i = 0; i < kLanes; i++) {
-      const uint64_t p0 = static_cast<uint64_t>(a[i]) * kMultiplier0, p1 = static_cast<uint64_t>(c[i]) * kMultiplier1;
-      a[i] = static_cast<uint32_t>(p1 >> 32) ^ b[i] ^ k0;
-      c[i] = static_cast<uint32_t>(p0 >> 32) ^ d[i] ^ k1;
-      b[i] = static_cast<uint32_t>(p1);
-      d[i] = static_cast<uint32_t>(p0);
-    }
-  }
-}
-
-template <class T>
-void apply_range(const T* x, T* out, int64_t begin, int64_t end, const Mask& mask) {
-  const uint32_t threshold = mask.threshold();
-  const float scale = mask.scale();
-  uint32_t words[4][kLanes];
-  uint64_t have = ~0ull;  // the group of blocks that `words` holds
-  for (int64_t i = begin; i < end; i++) {
-    const uint64_t index = static_cast<uint64_t>(i + mask.offset), block = index / kPerBlock;
-    if (block / kLanes != have) {
-      have = block / kLanes;
-      philox(mask, have * kLanes, words);
-    }
-    const uint32_t word = words[(index % kPerBlock) / 2][block % kLanes];
-    const uint32_t bits = (index % 2) ? word >> 16 : word & 0xffffu;
-    out[i] = bits < threshold ? T(0.0f) : T(static_cast<float>(x[i]) * scale);
-  }
-}
 
 Tensor apply_on_cpu(const Tensor& input, const Mask& mask) {
   const Tensor x = input.contiguous();
   Tensor out = at::empty_like(x);
-  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, x.scalar_type(), "stateless dropout", [&] {
-    const scalar_t* from = x.const_data_ptr<scalar_t>();
-    scalar_t* to = out.mutable_data_ptr<scalar_t>();
-    at::parallel_for(0, x.numel(), 1 << 14, [&](int64_t begin, int64_t end) { apply_range(from, to, begin, end, mask); });
+  linformer::by_type(x, [&](auto element) {
+    using E = decltype(element);
+    at::parallel_for(0, x.numel(), 1 << 14, [&](int64_t begin, int64_t end) {
+      linformer::table<E>().dropout(linformer::data<E>(x), linformer::data<E>(out), begin, end, mask);
+    });
   });
   return out;
 }
@@ -92,8 +35,9 @@ Tensor apply_by_tensor_operations(const Tensor& x, const Mask& mask) {
   const Tensor block = index.div(kPerBlock, "floor");
   Tensor a = block.bitwise_and(kLow), b = high(block);
   Tensor c = at::full_like(block, word(mask.nonce)), d = at::full_like(block, word(mask.nonce >> 32));
+  constexpr uint32_t kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u, kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;
   uint32_t k0 = static_cast<uint32_t>(mask.key), k1 = static_cast<uint32_t>(mask.key >> 32);
-  for (int round = 0; round < kRounds; round++, k0 += kWeyl0, k1 += kWeyl1) {
+  for (int round = 0; round < 10; round++, k0 += kWeyl0, k1 += kWeyl1) {
     const Tensor p0 = a * static_cast<int64_t>(kMultiplier0), p1 = c * static_cast<int64_t>(kMultiplier1);
     a = high(p1).bitwise_xor(b).bitwise_xor(static_cast<int64_t>(k0));
     c = high(p0).bitwise_xor(d).bitwise_xor(static_cast<int64_t>(k1));

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`runtime`] | start-up: CUDA library, allocator, versions |
 //! | [`dropout`] | dropout as a function of (seed, purpose, step), with its autograd node |
+//! | [`fused`]   | blocks of the model in one pass over memory, with their gradients |
 //! | [`optim`]   | libtorch's fused Adam and AdamW with state that can be saved, gradient norms |
 //! | [`mapped`]  | a read-only memory map |
 //! | [`disk`]    | free room on a file system |
@@ -14,6 +15,7 @@
 
 pub mod disk;
 pub mod dropout;
+pub mod fused;
 pub mod mapped;
 pub mod optim;
 pub mod panics;

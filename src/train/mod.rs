@@ -1,13 +1,12 @@
 //! The training loop and what it stands on.
 //!
-//! [`trainer`] is the loop, [`schedule`] the learning rate, [`optimizer`] Adam and AdamW, [`loss`] the losses,
+//! [`trainer`] is the loop, [`schedule`] the learning rate, [`optimizer`] Adam and AdamW,
 //! [`health`] steps that are not finite, [`state`] what the loop knows, [`saver`] how a checkpoint is written and
 //! [`checkpoint`] how it is read, [`run`] the run's folder, [`interrupt`] signals and the time limit.
 
 pub mod checkpoint;
 pub mod health;
 pub mod interrupt;
-pub mod loss;
 pub mod optimizer;
 pub mod run;
 pub mod saver;

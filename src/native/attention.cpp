@@ -1,0 +1,181 @@
+// softmax(Q K^T / sqrt(hd)) V for every head, forward and backward, without ever storing the scores of more than a block of
+// queries: keys and values of a head (k compressed rows, or a whole sequence) stay in the cache.
+//
+// Forward keeps one number a row, log(sum(e^s)); backward makes the probabilities again:
+//   dV = P^T dO,  dP = dO V^T,  dS = P (dP - rowsum(dO O)) / sqrt(hd),  dQ = dS K,  dK = dS^T Q.
+#include "shim.h"
+
+#include <ATen/native/CPUBlas.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "rows.h"
+
+using at::Tensor;
+namespace ag = torch::autograd;
+using linformer::by_type, linformer::data, linformer::floats, linformer::Mask, linformer::Stored, linformer::table;
+
+namespace {
+
+constexpr int64_t kBlock = 64;  // queries at a time
+constexpr int64_t kMultiple = 32;
+
+int64_t filled(int64_t n) { return (n + kMultiple - 1) / kMultiple * kMultiple; }
+
+struct Shape {
+  int64_t batch, queries, keys, heads, head, width;
+
+  Shape(const Tensor& q, const Tensor& k, int64_t h)
+      : batch(q.size(0)), queries(q.size(1)), keys(k.size(1)), heads(h), head(q.size(2) / h), width(q.size(2)) {}
+  float scale() const { return 1.0f / std::sqrt(static_cast<float>(head)); }
+  int64_t columns() const { return filled(keys); }
+  // Index of a row's first element in the probabilities [B, h, L, keys].
+  int64_t first(int64_t task, int64_t row) const { return (task * queries + row) * keys; }
+  // Offset of a row of [B, rows, width] in a head.
+  int64_t at(int64_t task, int64_t rows, int64_t row) const { return ((task / heads) * rows + row) * width + task % heads * head; }
+};
+
+// C [rows x n] = A [rows x inner] B [inner x n] with B packed; lda is A's stride.
+template <class E>
+void product(int64_t rows, int64_t n, int64_t inner, int64_t lda, const Stored<E>* a, const Stored<E>* b, float* c, bool add) {
+  constexpr bool is_vnni = !std::is_same_v<E, float>;
+  at::native::cpublas::brgemm(rows, n, inner, lda, n, n, add, reinterpret_cast<const E*>(a), reinterpret_cast<const E*>(b), c, is_vnni);
+}
+
+template <class E, class Body>
+void over_heads(const Shape& s, Body body) {
+  at::parallel_for(0, s.batch * s.heads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; task++) body(task);
+    at::native::cpublas::brgemm_release(!std::is_same_v<E, float>);
+  });
+}
+
+linformer::Softmax softmax_of(const Shape& s, const bool* keep, const Mask& mask, int64_t task) {
+  return {s.scale(), s.keys, s.columns(), keep ? keep + task / s.heads * s.keys : nullptr, mask};
+}
+
+template <class E>
+void forward_pass(const Shape& s, const Tensor& q, const Tensor& k, const Tensor& v, const bool* keep, const Mask& mask, const Tensor& out,
+                  const Tensor& log_sum) {
+  using T = Stored<E>;
+  const int64_t columns = s.columns();
+  over_heads<E>(s, [&](int64_t task) {
+    thread_local std::vector<T> keys, values, probabilities;
+    thread_local std::vector<float> scores, result;
+    keys.resize(s.head * columns), values.resize(columns * s.head), probabilities.resize(kBlock * columns);
+    scores.resize(kBlock * columns), result.resize(kBlock * s.head);
+    table<E>().pack_transposed(data<E>(k) + s.at(task, s.keys, 0), s.width, keys.data(), s.head, s.keys, columns);
+    table<E>().pack(data<E>(v) + s.at(task, s.keys, 0), s.width, values.data(), s.keys, s.head, columns);
+    const linformer::Softmax softmax = softmax_of(s, keep, mask, task);
+    for (int64_t row = 0; row < s.queries; row += kBlock) {
+      const int64_t rows = std::min(kBlock, s.queries - row);
+      product<E>(rows, columns, s.head, s.width, data<E>(q) + s.at(task, s.queries, row), keys.data(), scores.data(), false);
+      table<E>().softmax(softmax, scores.data(), probabilities.data(), floats(log_sum) + task * s.queries + row, rows, s.first(task, row));
+      product<E>(rows, s.head, columns, columns, probabilities.data(), values.data(), result.data(), false);
+      table<E>().from_float(result.data(), s.head, data<E>(out) + s.at(task, s.queries, row), s.width, rows, s.head);
+    }
+  });
+}
+
+struct Gradients {
+  Tensor q, k, v;
+};
+
+template <class E>
+void backward_pass(const Shape& s, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& d_out,
+                   const bool* keep, const Mask& mask, const Tensor& log_sum, const Gradients& gradients) {
+  using T = Stored<E>;
+  const int64_t columns = s.columns();
+  over_heads<E>(s, [&](int64_t task) {
+    thread_local std::vector<T> keys, keys_t, values_t, p, d_s, p_t, d_s_t, queries, d_outs;
+    thread_local std::vector<float> scores, d_p, d_q, d_k, d_v, dots;
+    for (auto* m : {&keys, &keys_t, &values_t}) m->resize(columns * s.head);
+    for (auto* m : {&p, &d_s, &p_t, &d_s_t}) m->resize(kBlock * columns);
+    for (auto* m : {&queries, &d_outs}) m->resize(kBlock * s.head);
+    for (auto* m : {&scores, &d_p}) m->resize(kBlock * columns);
+    for (auto* m : {&d_k, &d_v}) m->assign(columns * s.head, 0.0f);
+    d_q.resize(kBlock * s.head), dots.resize(kBlock);
+    const auto& kernels = table<E>();
+    const T *k_head = data<E>(k) + s.at(task, s.keys, 0), *v_head = data<E>(v) + s.at(task, s.keys, 0);
+    kernels.pack_transposed(k_head, s.width, keys_t.data(), s.head, s.keys, columns);
+    kernels.pack_transposed(v_head, s.width, values_t.data(), s.head, s.keys, columns);
+    kernels.pack(k_head, s.width, keys.data(), s.keys, s.head, columns);
+    const linformer::Softmax softmax = softmax_of(s, keep, mask, task);
+    for (int64_t row = 0; row < s.queries; row += kBlock) {
+      const int64_t rows = std::min(kBlock, s.queries - row), rows_filled = filled(rows), place = s.at(task, s.queries, row);
+      const T *q_rows = data<E>(q) + place, *d_out_rows = data<E>(d_out) + place;
+      product<E>(rows, columns, s.head, s.width, q_rows, keys_t.data(), scores.data(), false);
+      product<E>(rows, columns, s.head, s.width, d_out_rows, values_t.data(), d_p.data(), false);
+      kernels.row_dots(d_out_rows, data<E>(out) + place, dots.data(), rows, s.head, s.width);
+      kernels.softmax_backward(softmax, scores.data(), d_p.data(), floats(log_sum) + task * s.queries + row, dots.data(), p.data(), d_s.data(),
+                               rows, s.first(task, row));
+      if (rows < rows_filled)
+        for (auto* m : {&p, &d_s}) std::fill(m->begin() + rows * columns, m->begin() + rows_filled * columns, T{});
+      product<E>(rows, s.head, columns, columns, d_s.data(), keys.data(), d_q.data(), false);
+      kernels.from_float(d_q.data(), s.head, data<E>(gradients.q) + place, s.width, rows, s.head);
+      kernels.transpose(p.data(), p_t.data(), rows_filled, columns);
+      kernels.transpose(d_s.data(), d_s_t.data(), rows_filled, columns);
+      kernels.pack(q_rows, s.width, queries.data(), rows, s.head, rows_filled);
+      kernels.pack(d_out_rows, s.width, d_outs.data(), rows, s.head, rows_filled);
+      product<E>(columns, s.head, rows_filled, rows_filled, p_t.data(), d_outs.data(), d_v.data(), true);
+      product<E>(columns, s.head, rows_filled, rows_filled, d_s_t.data(), queries.data(), d_k.data(), true);
+    }
+    kernels.from_float(d_k.data(), s.head, data<E>(gradients.k) + s.at(task, s.keys, 0), s.width, s.keys, s.head);
+    kernels.from_float(d_v.data(), s.head, data<E>(gradients.v) + s.at(task, s.keys, 0), s.width, s.keys, s.head);
+  });
+}
+
+struct Attention : ag::Function<Attention> {
+  // q [B, L, d], k and v [B, keys, d], keep [B, keys] bool or none -> [B, L, d].
+  static Tensor forward(ag::AutogradContext* context, const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
+                        const std::optional<Tensor>& keep_in, int64_t heads, const Mask* mask) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    const Tensor q = q_in.contiguous(), k = k_in.contiguous(), v = v_in.contiguous();
+    const Tensor keep = keep_in ? keep_in->contiguous() : Tensor();
+    const Shape shape(q, k, heads);
+    const Tensor out = at::empty_like(q), log_sum = at::empty({shape.batch * heads * shape.queries}, at::kFloat);
+    const bool* kept = keep.defined() ? keep.const_data_ptr<bool>() : nullptr;
+    by_type(q, [&](auto element) { forward_pass<decltype(element)>(shape, q, k, v, kept, *mask, out, log_sum); });
+    context->save_for_backward({q, k, v, keep, out, log_sum});
+    context->saved_data["heads"] = heads;
+    context->saved_data["p"] = mask->p;
+    context->saved_data["key"] = static_cast<int64_t>(mask->key);
+    context->saved_data["nonce"] = static_cast<int64_t>(mask->nonce);
+    context->saved_data["offset"] = mask->offset;
+    return out;
+  }
+
+  static ag::variable_list backward(ag::AutogradContext* context, ag::variable_list d_outs) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    const auto saved = context->get_saved_variables();
+    const Tensor &q = saved[0], &k = saved[1], &v = saved[2], &keep = saved[3], &out = saved[4], &log_sum = saved[5];
+    const auto word = [&](const char* name) { return static_cast<uint64_t>(context->saved_data[name].toInt()); };
+    const Mask mask{context->saved_data["p"].toDouble(), word("key"), word("nonce"), context->saved_data["offset"].toInt()};
+    const Shape shape(q, k, context->saved_data["heads"].toInt());
+    const Gradients gradients{at::empty_like(q), at::empty_like(k), at::empty_like(v)};
+    const Tensor d_out = d_outs[0].contiguous();
+    const bool* kept = keep.defined() ? keep.const_data_ptr<bool>() : nullptr;
+    by_type(q, [&](auto element) {
+      backward_pass<decltype(element)>(shape, q, k, v, out, d_out, kept, mask, log_sum, gradients);
+    });
+    return {gradients.q, gradients.k, gradients.v, Tensor(), Tensor(), Tensor()};
+  }
+};
+
+}  // namespace
+
+// Whether the blocks' products exist here for this type and width of a head.
+extern "C" int linformer_attention_is_supported(int is_bf16, int64_t head) {
+  LINFORMER_TRY
+  static const bool has_avx512 = linformer::kernels_named("avx512") != nullptr;
+  return has_avx512 && head % kMultiple == 0 && (!is_bf16 || at::native::cpublas::could_pack(at::kBFloat16));
+  LINFORMER_CATCH(0)
+}
+
+extern "C" void* linformer_attention(void* q, void* k, void* v, void* keep, int64_t heads, double p, uint64_t key, uint64_t nonce,
+                                     int64_t offset) {
+  LINFORMER_TRY
+  const Mask mask{p, key, nonce, offset};
+  const auto tensor = linformer::tensor_at;
+  return new Tensor(Attention::apply(tensor(q), tensor(k), tensor(v), linformer::tensor_or_none(keep), heads, &mask));
+  LINFORMER_CATCH(nullptr)
+}

@@ -1,0 +1,174 @@
+// Sixteen floats at a time, by the compiler's vector extension: the same operations in the same order from every
+// instruction set, hence the same bits. Included once for each set, so everything stands in an unnamed namespace: code
+// for a newer processor must never be shared with code for an older one.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace linformer {
+
+namespace {
+
+constexpr int kWidth = 16;
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+typedef uint16_t WideHalves __attribute__((vector_size(64)));
+
+inline Floats splat(float x) { return Floats{} + x; }
+inline Words bits_of(Floats x) { return (Words)x; }
+inline Floats floats_of(Words x) { return (Floats)x; }
+inline Floats choose(Ints condition, Floats yes, Floats no) {
+  return floats_of(((Words)condition & bits_of(yes)) | (~(Words)condition & bits_of(no)));
+}
+inline Floats larger(Floats a, Floats b) { return choose(a > b, a, b); }
+inline Floats smaller(Floats a, Floats b) { return choose(a < b, a, b); }
+
+inline Floats widen(Halves h) { return floats_of(__builtin_convertvector(h, Words) << 16); }
+// To nearest, ties to even; NaN stays NaN.
+inline Halves narrow(Floats x) {
+  const Words b = bits_of(x);
+  const Words rounded = (b + 0x7fffu + ((b >> 16) & 1u)) >> 16;
+  const Words quiet = (b >> 16) | 0x40u;
+  const Words is_nan = (Words)(x != x);
+  return __builtin_convertvector((is_nan & quiet) | (~is_nan & rounded), Halves);
+}
+
+inline Floats load(const float* p) {
+  Floats v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline Floats load(const BFloat16* p) {
+  Halves v;
+  std::memcpy(&v, p, sizeof v);
+  return widen(v);
+}
+inline void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
+inline void store(BFloat16* p, Floats v) {
+  const Halves h = narrow(v);
+  std::memcpy(p, &h, sizeof h);
+}
+
+// The first `count` elements; the other lanes are zero.
+template <class T>
+inline Floats load(const T* p, int count) {
+  if (count >= kWidth) return load(p);
+  T part[kWidth] = {};
+  std::memcpy(part, p, count * sizeof(T));
+  return load(part);
+}
+template <class T>
+inline void store(T* p, Floats v, int count) {
+  if (count >= kWidth) return store(p, v);
+  T part[kWidth];
+  store(part, v);
+  std::memcpy(p, part, count * sizeof(T));
+}
+
+// What a value becomes when it is stored as T.
+inline Floats as_stored(const float*, Floats v) { return v; }
+inline Floats as_stored(const BFloat16*, Floats v) { return widen(narrow(v)); }
+
+inline float sum(Floats v) {
+  float lane[kWidth];
+  store(lane, v);
+  for (int width = kWidth / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; i++) lane[i] += lane[i + width];
+  return lane[0];
+}
+inline float largest(Floats v) {
+  float lane[kWidth];
+  store(lane, v);
+  for (int width = kWidth / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; i++) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
+  return lane[0];
+}
+
+// Lanes from `count` on become `other`.
+inline Floats fill(Floats v, int count, float other) {
+  if (count >= kWidth) return v;
+  const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return choose(lane < count, v, splat(other));
+}
+
+// e^x within 3 units in the last place, for x in [-87, 88]; beyond, the value at the bound. NaN stays NaN.
+inline Floats exponential(Floats argument) {
+  Floats x = larger(smaller(argument, splat(88.0f)), splat(-87.0f));
+  const float kMagic = 12582912.0f;  // 1.5 x 2^23: adding it rounds to an integer in the low bits
+  const Floats shifted = x * 1.44269504f + kMagic;
+  const Floats n = shifted - kMagic;
+  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  Floats p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + (r + 1.0f);
+  const Ints exponent = (Ints)shifted - 0x4b400000;
+  return choose(argument == argument, floats_of((Words)((Ints)p + (exponent << 23))), argument);
+}
+
+// Phi(x) and e^(-x^2/2): Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7.
+inline Floats normal_cdf(Floats x, Floats& density) {
+  const Floats z = floats_of(bits_of(x) & 0x7fffffffu) * 0.70710678f;
+  density = exponential(x * x * -0.5f);
+  const Floats t = 1.0f / (z * 0.3275911f + 1.0f);
+  Floats p = splat(1.061405429f);
+  p = p * t + -1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t + -0.284496736f;
+  p = p * t + 0.254829592f;
+  const Floats tail = p * t * density * 0.5f;
+  return choose(x < 0.0f, tail, 1.0f - tail);
+}
+
+// The factors (0 or 1 / (1 - p)) of consecutive elements, drawn in groups and kept for the next call.
+class Dropout {
+ public:
+  explicit Dropout(const Mask& mask) : mask_(mask), on_(mask.threshold() > 0), scale_(mask.scale()) {}
+  bool on() const { return on_; }
+
+  // Factors of elements first..first + count (count at most kWidth) of the tensor.
+  Floats factors(int64_t first, int count) {
+    const uint64_t index = static_cast<uint64_t>(first + mask_.offset);
+    const uint64_t group = index / kGroup;
+    const int at = static_cast<int>(index % kGroup);
+    draw(group);
+    if (at + count <= kGroup) return load(factor_ + at);
+    float part[kWidth] = {};
+    const int here = kGroup - at;
+    std::memcpy(part, factor_ + at, here * sizeof(float));
+    draw(group + 1);
+    std::memcpy(part + here, factor_, (count - here) * sizeof(float));
+    return load(part);
+  }
+
+ private:
+  void draw(uint64_t group) {
+    if (group == have_) return;
+    have_ = group;
+    uint32_t words[4][kLanes];
+    philox(mask_, group * kLanes, words);
+    uint32_t ordered[kLanes * 4];
+    for (int i = 0; i < kLanes; i++)
+      for (int w = 0; w < 4; w++) ordered[i * 4 + w] = words[w][i];
+    uint16_t bits[kGroup];
+    std::memcpy(bits, ordered, sizeof bits);
+    const uint32_t threshold = mask_.threshold();
+    for (int i = 0; i < kGroup; i++) factor_[i] = bits[i] < threshold ? 0.0f : scale_;
+  }
+
+  Mask mask_;
+  bool on_;
+  float scale_;
+  uint64_t have_ = ~0ull;
+  alignas(64) float factor_[kGroup + kWidth] = {};
+};
+
+}  // namespace
+}  // namespace linformer
