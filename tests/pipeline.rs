@@ -211,3 +211,24 @@ fn files_have_the_modes_that_the_umask_says() {
         }
     }
 }
+
+#[test]
+fn efficiency_measures_time_and_memory_and_leaves_out_what_does_not_fit() {
+    let lab = Lab::new();
+    let config = serde_json::json!({"model": {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}, "n": [128, 512], "k": [16, 256],
+        "tokens": 512, "rounds": 2, "largest_gib": 0.003, "out": "out"});
+    lab.write("e.json", config.to_string());
+    let text = lab.ok(&["efficiency", "e.json"]).stdout;
+    assert!(text.contains("x materialised") && text.contains("out of memory"), "{text}");
+    let record = lab.json("out/efficiency.json");
+    let cells = record["cells"].as_array().unwrap();
+    let names: Vec<String> = cells.iter().map(|c| format!("{} {}", c["n"], c["attention"].as_str().unwrap())).collect();
+    assert_eq!(names, ["128 materialised", "128 fused", "128 k=16", "512 materialised", "512 fused", "512 k=16", "512 k=256"]);
+    // 512 x 512 scores of two heads, twice, in fp32, are 4 MiB: over the limit of 3.
+    assert_eq!(cells[3]["seconds"].as_array().unwrap().len(), 0);
+    assert!(cells[5]["seconds"].as_array().unwrap().len() == 2 && cells[5]["microseconds_per_token"].as_f64().unwrap() > 0.0);
+    assert!(cells[5]["bytes"].as_f64().is_some(), "memory was not measured");
+    assert!(lab.path("out/time_per_token.svg").exists() && lab.path("out/time_per_token.png").exists());
+    let refused = lab.run(&["efficiency", "e.json", "token=5"]);
+    assert!(refused.code == 2 && refused.stderr.contains("tokens"), "{}", refused.stderr);
+}

@@ -9,6 +9,7 @@ use crate::config::{load, Config, Origins, Precision};
 use crate::data::derive::{derive, Amounts};
 use crate::data::prepare::prepare;
 use crate::data::tasks::TASKS;
+use crate::experiments::efficiency::Efficiency;
 use crate::experiments::info::{describe, Speed};
 use crate::experiments::report::Report;
 use crate::experiments::{self, Finished, Start};
@@ -64,6 +65,15 @@ enum Command {
         /// Where to write [default: the first folder]
         #[arg(long)]
         out: Option<PathBuf>,
+    },
+    /// Time and memory against the sequence length (paper, Table 3)
+    Efficiency {
+        /// Config (JSON)
+        config: PathBuf,
+        overrides: Vec<String>,
+        /// Memory of one cell, in a process of its own
+        #[arg(long, hide = true, value_name = "N,VARIANT")]
+        cell: Option<String>,
     },
     /// Every number that follows from a config, before anything runs
     Info {
@@ -173,6 +183,7 @@ fn run(command: Command) -> Result<Finished> {
             out(&experiments::replay::run(&incident, precision)?)?;
             Ok(Finished::Done(Value::Null))
         }
+        Command::Efficiency { config, overrides, cell } => efficiency(&config, &overrides, cell.as_deref()),
         Command::Report { dirs, out } => report(&dirs, out),
         Command::Info { config, overrides, mfu, peak_tflops } => info(&config, &overrides, mfu, peak_tflops),
         Command::Data(command) => data(command),
@@ -243,6 +254,17 @@ fn precision(text: &str) -> Result<Precision, String> {
 
 fn file_stem(path: &Path) -> String {
     path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_else(|| "run".into())
+}
+
+fn efficiency(config: &Path, overrides: &[String], cell: Option<&str>) -> Result<Finished> {
+    let efficiency = Efficiency::load(config, overrides)?;
+    if let Some((n, variant)) = cell.and_then(|cell| cell.split_once(',')) {
+        out(&format!("{}\n", efficiency.measure_memory(n.parse()?, variant.parse()?)?))?;
+        return Ok(Finished::Done(Value::Null));
+    }
+    let (text, finished) = experiments::efficiency::run(&efficiency, config, overrides)?;
+    out(&text)?;
+    Ok(finished)
 }
 
 fn report(dirs: &[PathBuf], folder: Option<PathBuf>) -> Result<Finished> {

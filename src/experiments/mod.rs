@@ -1,6 +1,7 @@
-//! One file per thing that the paper did: [`pretrain`] (Figure 3), [`finetune`] (Table 2), [`sweep`] (both, over a grid),
+//! One file per thing that the paper did: [`pretrain`] (Figure 3), [`finetune`] (Table 2), [`sweep`] (both, over a grid), [`efficiency`] (Table 3),
 //! [`report`] (their tables and curves); [`replay`] looks into a run that went wrong, [`info`] says what a config comes to before it runs, [`setup`] is what all share.
 
+pub mod efficiency;
 pub mod finetune;
 pub mod info;
 pub mod paper;

@@ -180,17 +180,39 @@ impl Layer {
 
     /// The same with bias, dropout, residual sum and LayerNorm in one block, and bias and GELU in another.
     fn forward_fused(&self, x: Tensor, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
-        let per_sequence = x.size()[1] * x.size()[2];
+        let (size, width) = (x.size(), x.size()[2]);
+        let (attended, x) = (self.attention.forward(&x, keep, pass)?.view([-1, width]), x.view([-1, width]));
+        let rows = x.size()[0];
+        if x.requires_grad() || rows <= ROW_BLOCK {
+            return Ok(self.rest_of_layer(&attended, &x, size[1], 0, pass)?.view(size.as_slice()));
+        }
+        // Without gradients nothing has to stay: a block of rows at a time needs no `[rows, intermediate_size]` of all.
+        let out = x.empty_like();
+        for first in (0..rows).step_by(ROW_BLOCK as usize) {
+            let block = |t: &Tensor| t.narrow(0, first, ROW_BLOCK.min(rows - first));
+            block(&out).copy_(&self.rest_of_layer(&block(&attended), &block(&x), size[1], first, pass)?);
+        }
+        Ok(out.view(size.as_slice()))
+    }
+
+    /// From the heads' outputs and the layer's input, `[rows, d]` each, to the layer's output; `first`: the first row's place
+    /// among all rows, of which a sequence has `length`.
+    fn rest_of_layer(&self, attended: &Tensor, x: &Tensor, length: i64, first: i64, pass: &Pass) -> Result<Tensor, NativeError> {
+        let width = x.size()[1];
         let end = |y: Tensor, bias: &Tensor, residual: &Tensor, norm: &LayerNorm, place: &str| {
             pass.see(place, &y);
-            norm.after(y, Some(bias), Some(residual), pass.drop(self.dropout, place, per_sequence))
+            let drop = pass.drop(self.dropout, place, length * width);
+            norm.after(y, Some(bias), Some(residual), Drop { offset: drop.offset + first * width, ..drop })
         };
-        let y = self.attention_output.without_bias(&self.attention.forward(&x, keep, pass)?);
-        let x = end(y, &self.attention_output.bias, &x, &self.attention_norm, &self.places[0])?;
+        let y = self.attention_output.without_bias(attended);
+        let x = end(y, &self.attention_output.bias, x, &self.attention_norm, &self.places[0])?;
         let h = activate_fused(&self.intermediate.without_bias(&x), &self.intermediate.bias, self.act)?;
         end(self.output.without_bias(&h), &self.output.bias, &x, &self.output_norm, &self.places[1])
     }
 }
+
+/// Rows taken at once where nothing is kept for a backward pass.
+const ROW_BLOCK: i64 = 2048;
 
 /// Whether this tensor goes through the blocks of our own.
 pub(super) fn is_fused(backend: Backend, x: &Tensor) -> bool {

@@ -87,6 +87,26 @@ pub fn restart_with_short_spin() {
     }
 }
 
+/// Bytes of this process that are in memory now.
+pub fn resident_bytes() -> Option<u64> {
+    status_bytes("VmRSS:")
+}
+
+/// The most that was in memory since the start or [`reset_peak_memory`].
+pub fn peak_bytes() -> Option<u64> {
+    status_bytes("VmHWM:")
+}
+
+pub fn reset_peak_memory() -> std::io::Result<()> {
+    std::fs::write("/proc/self/clear_refs", "5")
+}
+
+fn status_bytes(name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kibibytes| kibibytes * 1024)
+}
+
 /// Asks a child to stop, as `kill PID` does.
 pub fn terminate(child: &std::process::Child) {
     // SAFETY: a signal to a process that is a child of this one and has not been waited for.

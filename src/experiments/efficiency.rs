@@ -1,0 +1,333 @@
+//! Time and memory of a forward pass against the sequence length (paper, Table 3 and Figure 2).
+//!
+//! Time at a fixed number of tokens, as the paper's figure has it: n grows, the batch shrinks. Memory of one sequence, and
+//! from it the largest batch in a budget, which is the paper's "memory saved". Against attention with its scores stored, as
+//! in the paper, and against attention that never stores them, which the paper did not have.
+
+use super::paper::Table3;
+use super::Finished;
+use crate::config::load::Raw;
+use crate::config::{AttentionBackend, AttentionKind, KSpec, Model, Precision, Sharing};
+use crate::durable::replace;
+use crate::log::plot::{Chart, LineChart, Series};
+use crate::model::{Encoder, Input, Parameters, Pass};
+use crate::native::runtime;
+use crate::table::align;
+use crate::train::run::environment;
+use crate::train::trainer::kind_of;
+use anyhow::{bail, Context, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::{json, Value};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+use tch::{Device, Kind, Tensor};
+
+/// The file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Efficiency {
+    /// The encoder; `attention.k` and `max_position_embeddings` come from below.
+    pub model: Model,
+    pub n: Vec<i64>,
+    pub k: Vec<i64>,
+    /// Tokens of a timed pass, at least; the batch is that over n.
+    pub tokens: i64,
+    pub precision: Precision,
+    /// Timed passes of each cell, in turns with the others of the same n.
+    pub rounds: usize,
+    /// For the largest batch.
+    pub memory_gib: f64,
+    /// Cells of stored scores are left out where one sequence needs more than this.
+    pub largest_gib: f64,
+    /// libtorch's threads; 0: its own choice.
+    pub threads: i64,
+    pub out: PathBuf,
+}
+
+impl Default for Efficiency {
+    fn default() -> Self {
+        let mut model = Model {
+            num_hidden_layers: 1,
+            vocab_size: Some(1000),
+            hidden_dropout_prob: 0.0,
+            attention_probs_dropout_prob: 0.0,
+            ..Model::default()
+        };
+        // As in the paper's table.
+        model.attention.sharing = Sharing::Layerwise;
+        Self {
+            model,
+            n: vec![512, 1024, 2048, 4096, 8192, 16384],
+            k: vec![128, 256],
+            tokens: 16384,
+            precision: Precision::Fp32,
+            rounds: 5,
+            memory_gib: 16.0,
+            largest_gib: 8.0,
+            threads: 0,
+            out: "runs/efficiency".into(),
+        }
+    }
+}
+
+/// What is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Variant {
+    /// Full attention, its scores stored.
+    Materialised,
+    /// Full attention, its scores never stored.
+    Fused,
+    Linformer(i64),
+}
+
+impl Variant {
+    fn name(self) -> String {
+        match self {
+            Self::Materialised => "materialised".into(),
+            Self::Fused => "fused".into(),
+            Self::Linformer(k) => format!("k={k}"),
+        }
+    }
+}
+
+/// One cell of the table.
+#[derive(Clone, Debug)]
+struct Cell {
+    n: i64,
+    variant: Variant,
+    /// Of a pass over `tokens` tokens, each round's.
+    seconds: Vec<f64>,
+    tokens: i64,
+    /// Beyond the weights, for one sequence; None: not measured.
+    bytes: Option<f64>,
+    computed_bytes: f64,
+}
+
+impl Cell {
+    fn median(&self) -> Option<f64> {
+        let mut sorted = self.seconds.clone();
+        sorted.sort_by(f64::total_cmp);
+        sorted.get(sorted.len() / 2).copied()
+    }
+
+    fn microseconds_per_token(&self) -> Option<f64> {
+        self.median().map(|s| s * 1e6 / self.tokens as f64)
+    }
+}
+
+impl Efficiency {
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
+        let Value::Object(schema) = serde_json::to_value(Self::default())? else { bail!("the defaults are no object") };
+        let mut raw = Raw { value: schema.clone(), ..Raw::default() };
+        raw.merge(Raw::read(path)?.value, &path.display().to_string());
+        overrides.iter().try_for_each(|text| raw.apply(text))?;
+        let file: Self = raw.parse(&schema)?;
+        if file.n.is_empty() || file.n.iter().chain(&file.k).any(|x| *x < 1) || file.rounds == 0 || file.tokens < 1 {
+            bail!("{}: n, k, tokens and rounds: expected numbers of at least 1", path.display());
+        }
+        Ok(file)
+    }
+
+    fn variants(&self, n: i64) -> Vec<Variant> {
+        let linformers = self.k.iter().filter(|k| **k < n).map(|k| Variant::Linformer(*k));
+        [Variant::Materialised, Variant::Fused].into_iter().chain(linformers).collect()
+    }
+
+    fn model(&self, n: i64, variant: Variant) -> Model {
+        let mut model = self.model.clone();
+        model.max_position_embeddings = Some(n + model.pad_token_id + 1);
+        let attention = &mut model.attention;
+        match variant {
+            Variant::Linformer(k) => {
+                attention.kind = AttentionKind::Linformer;
+                attention.k = KSpec::One(k);
+            }
+            Variant::Fused => attention.kind = AttentionKind::Full,
+            Variant::Materialised => {
+                attention.kind = AttentionKind::Full;
+                attention.backend = AttentionBackend::Materialised;
+            }
+        }
+        model
+    }
+
+    /// What one sequence needs beyond the weights: the widest moment of a layer.
+    fn computed_bytes(&self, n: i64, variant: Variant) -> f64 {
+        let element = if self.precision == Precision::Bf16 { 2.0 } else { 4.0 };
+        let (d, h) = (self.model.hidden_size as f64, self.model.num_attention_heads as f64);
+        let n = n as f64;
+        let scores = match variant {
+            // Scores, and their softmax.
+            Variant::Materialised => 2.0 * h * n * n,
+            Variant::Fused | Variant::Linformer(_) => 0.0,
+        };
+        let keys = match variant {
+            Variant::Linformer(k) => 3.0 * k as f64 * d,
+            _ => 2.0 * n * d,
+        };
+        // The layer's input, its queries and the heads' output.
+        element * (3.0 * n * d + keys + scores)
+    }
+
+    fn passes(&self, n: i64, batch: i64, variant: Variant) -> impl Fn() -> Result<f64> {
+        let config = self.model(n, variant);
+        let mut parameters = Parameters::new(0, Device::Cpu);
+        let encoder = Encoder::new(&mut parameters, &config);
+        let vocabulary = config.vocabulary();
+        let ids = (Tensor::arange(batch * n, (Kind::Int64, Device::Cpu)) * 7919).remainder(vocabulary - 5).view([batch, n]) + 5;
+        let kind = kind_of(self.precision);
+        move || {
+            let _guard = tch::no_grad_guard();
+            let started = Instant::now();
+            let hidden = encoder.forward(&Input { ids: ids.shallow_clone(), attention_mask: None }, &Pass::evaluation(kind))?;
+            let seconds = started.elapsed().as_secs_f64();
+            if !hidden.sum(Kind::Float).double_value(&[]).is_finite() {
+                bail!("the hidden states are not finite");
+            }
+            Ok(seconds)
+        }
+    }
+
+    /// All variants of one n, in turns; the first pass of each is not counted.
+    fn measure(&self, n: i64) -> Result<Vec<Cell>> {
+        let batch = (self.tokens / n).max(1);
+        let mut cells = Vec::new();
+        let mut passes = Vec::new();
+        for variant in self.variants(n) {
+            let computed_bytes = self.computed_bytes(n, variant);
+            cells.push(Cell { n, variant, seconds: Vec::new(), tokens: batch * n, bytes: None, computed_bytes });
+            let fits = computed_bytes * batch as f64 <= self.largest_gib * 1073741824.0;
+            passes.push(fits.then(|| self.passes(n, batch, variant)));
+        }
+        for round in 0..=self.rounds {
+            for (cell, pass) in cells.iter_mut().zip(&passes) {
+                if let Some(pass) = pass {
+                    let seconds = pass()?;
+                    cell.seconds.extend((round > 0).then_some(seconds));
+                }
+            }
+        }
+        Ok(cells)
+    }
+
+    /// Peak memory of one pass over one sequence beyond what was there before, in this process (which must be fresh).
+    pub fn measure_memory(&self, n: i64, variant: usize) -> Result<f64> {
+        let Some(variant) = self.variants(n).get(variant).copied() else { bail!("no such cell") };
+        let pass = self.passes(n, 1, variant);
+        // A short pass first: libtorch's own buffers are not the model's.
+        self.passes(64, 1, if let Variant::Linformer(_) = variant { Variant::Linformer(32) } else { variant })()?;
+        let before = runtime::resident_bytes().context("/proc/self/status")?;
+        runtime::reset_peak_memory().context("/proc/self/clear_refs")?;
+        pass()?;
+        Ok(runtime::peak_bytes().context("/proc/self/status")?.saturating_sub(before) as f64)
+    }
+
+    /// In a process of its own for each cell: memory once used is kept for later.
+    fn memory_of(&self, file: &Path, overrides: &[String], cell: &Cell, index: usize) -> Option<f64> {
+        if cell.seconds.is_empty() {
+            return None;
+        }
+        let output = Command::new(std::env::current_exe().ok()?)
+            .arg("efficiency")
+            .arg(file)
+            .args(overrides)
+            .args(["--cell".to_string(), format!("{},{index}", cell.n)])
+            .output()
+            .ok()?;
+        String::from_utf8_lossy(&output.stdout).trim().parse().ok()
+    }
+}
+
+/// Measures everything, writes table, JSON and plots, and gives the table as text.
+pub fn run(efficiency: &Efficiency, file: &Path, overrides: &[String]) -> Result<(String, Finished)> {
+    if efficiency.threads > 0 {
+        tch::set_num_threads(i32::try_from(efficiency.threads).unwrap_or(i32::MAX));
+    }
+    let mut cells = Vec::new();
+    for n in &efficiency.n {
+        let mut row = efficiency.measure(*n)?;
+        for (index, cell) in row.iter_mut().enumerate() {
+            cell.bytes = efficiency.memory_of(file, overrides, cell, index);
+        }
+        eprintln!("n = {n}: measured");
+        cells.append(&mut row);
+    }
+    let out = &efficiency.out;
+    std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
+    let text = align(table(efficiency, &cells));
+    let save = |name: &str, text: &str| replace(&out.join(name), text.as_bytes()).with_context(|| out.join(name).display().to_string());
+    save("table.txt", &text)?;
+    let record = json!({"efficiency": efficiency, "environment": environment("cpu", 0.0), "cells": cells.iter().map(|c| c.json(efficiency)).collect::<Vec<_>>()});
+    save("efficiency.json", &(serde_json::to_string_pretty(&record)? + "\n"))?;
+    plot(efficiency, &cells).render(&out.join("time_per_token"))?;
+    Ok((text, Finished::Done(record)))
+}
+
+impl Cell {
+    fn largest_batch(&self, efficiency: &Efficiency) -> Option<f64> {
+        self.bytes.filter(|b| *b > 0.0).map(|bytes| (efficiency.memory_gib * 1073741824.0 / bytes).floor())
+    }
+
+    fn json(&self, efficiency: &Efficiency) -> Value {
+        json!({"n": self.n, "attention": self.variant.name(), "tokens": self.tokens, "seconds": self.seconds, "median_seconds": self.median(),
+            "microseconds_per_token": self.microseconds_per_token(), "bytes": self.bytes, "computed_bytes": self.computed_bytes,
+            "largest_batch": self.largest_batch(efficiency)})
+    }
+}
+
+fn table(efficiency: &Efficiency, cells: &[Cell]) -> Vec<Vec<String>> {
+    let header = ["n", "attention", "us/token", "x materialised", "paper", "x fused", "MiB/sequence", "computed", "batch ratio", "paper"]
+        .map(str::to_string);
+    let number = |v: Option<f64>, digits: usize| v.map_or_else(|| "-".to_string(), |v| format!("{v:.digits$}"));
+    let row = |cell: &Cell| {
+        let of = |variant: Variant| cells.iter().find(|c| c.n == cell.n && c.variant == variant);
+        let times = |variant| Some(of(variant)?.median()? / cell.median()?);
+        let batches = Some(()).and_then(|()| Some(cell.largest_batch(efficiency)? / of(Variant::Materialised)?.largest_batch(efficiency)?));
+        let paper = match cell.variant {
+            Variant::Linformer(k) => Table3::cell(cell.n, k),
+            _ => (None, None),
+        };
+        let mebibytes = |bytes: f64| bytes / 1048576.0;
+        let time = if cell.seconds.is_empty() { "out of memory".to_string() } else { number(cell.microseconds_per_token(), 2) };
+        vec![
+            cell.n.to_string(),
+            cell.variant.name(),
+            time,
+            number(times(Variant::Materialised), 2),
+            number(paper.0, 1),
+            number(times(Variant::Fused), 2),
+            number(cell.bytes.map(mebibytes), 1),
+            number(Some(mebibytes(cell.computed_bytes)), 1),
+            number(batches, 1),
+            number(paper.1, 1),
+        ]
+    };
+    std::iter::once(header.to_vec()).chain(cells.iter().map(row)).collect()
+}
+
+fn plot(efficiency: &Efficiency, cells: &[Cell]) -> LineChart {
+    let mut variants: Vec<Variant> = Vec::new();
+    cells.iter().for_each(|c| {
+        if !variants.contains(&c.variant) {
+            variants.push(c.variant);
+        }
+    });
+    let series = |variant: &Variant| Series {
+        name: variant.name(),
+        points: cells.iter().filter(|c| c.variant == *variant).filter_map(|c| Some((c.n as f64, c.microseconds_per_token()?))).collect(),
+        reference: *variant == Variant::Materialised,
+        marked: true,
+    };
+    LineChart {
+        title: format!(
+            "Forward pass, {} layer(s), d = {}, {}",
+            efficiency.model.num_hidden_layers, efficiency.model.hidden_size, efficiency.precision
+        ),
+        x: "n, tokens in a sequence".into(),
+        y: "microseconds per token".into(),
+        log_x: true,
+        log_y: true,
+        series: variants.iter().map(series).filter(|s| !s.points.is_empty()).collect(),
+    }
+}
