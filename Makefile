@@ -4,7 +4,7 @@ CARGO ?= cargo
 BIN := target/release/linformer
 LIBTORCH_KIND := $(if $(CUDA),cuda)
 
-.PHONY: help setup build demo demo-smoke test test-slow test-kill test-crash test-long fuzz check gpu-check clean
+.PHONY: help setup build demo demo-smoke test test-slow test-kill test-crash test-faults test-long fuzz check gpu-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -37,13 +37,16 @@ test-kill: setup ## 50 SIGKILLs of each kind of run, all equal to the run left i
 test-crash: setup ## a crash, a torn write, a power cut, an error, a full disk at every file operation (15 min)
 	@$(TEST) --test crash_points $(SLOW)
 
+test-faults: setup ## every bit of the headers and samples of the bodies of checkpoints and token files flipped (2 min)
+	@$(TEST) --test faults $(SLOW)
+
 test-long: setup ## 20,000 steps: memory and open files stay flat (2 min)
 	@$(TEST) --test long_run $(SLOW)
 
 fuzz: setup ## broken files for every reader: FUZZ_COUNT=1000000 each, FUZZ_SEED=1, FUZZ_ONLY=reader
 	@$(TEST) --test fuzz $(SLOW)
 
-test-slow: setup test-kill test-crash test-long ## all slow tests, a little fuzzing, and a real TensorBoard reading our event files
+test-slow: setup test-kill test-crash test-faults test-long ## all slow tests, a little fuzzing, and a real TensorBoard reading our event files
 	@FUZZ_COUNT=20000 FUZZ_SEED=2 $(TEST) --test fuzz $(SLOW)
 	@scripts/tensorboard_check.sh
 
