@@ -4,9 +4,10 @@
 mod common;
 
 use common::{snapshot, Lab, Ran};
+use rustls::pki_types::{pem::PemObject, CertificateDer, PrivateKeyDer};
 use serde_json::{json, Value};
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Cursor, Write};
+use std::io::{BufRead, BufReader, Cursor, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
@@ -472,6 +473,88 @@ fn what_cannot_be_fetched_is_said_before_anybody_is_asked() {
     let mut command = lab.command(&["data", "fetch", "toy", "--catalogue", "catalogue.json"]);
     assert!(command.env("LINFORMER_DATA_BASE", fetching.server.base()).status().unwrap().success());
     assert_eq!(fetching.server.requests().len(), 1);
+}
+
+/// A server called localhost whose certificate is of an authority of its own; it gives everybody `body`.
+fn tls_server(body: Vec<u8>) -> u16 {
+    let fixture = |name: &str| std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tls").join(name);
+    let certificate = CertificateDer::from_pem_file(fixture("server.pem")).unwrap();
+    let key = PrivateKeyDer::from_pem_file(fixture("server.key")).unwrap();
+    let config = rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate], key).unwrap();
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let connection = rustls::ServerConnection::new(config.clone()).unwrap();
+            let mut stream = rustls::StreamOwned::new(connection, stream.unwrap());
+            let mut head = Vec::new();
+            let mut byte = [0];
+            // A client that does not like the certificate goes away here.
+            while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|count| count == 1) {
+                head.push(byte[0]);
+            }
+            let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).and_then(|()| stream.write_all(&body));
+            stream.conn.send_close_notify();
+            let _ = stream.flush();
+        }
+    });
+    port
+}
+
+/// A proxy that opens tunnels, and counts them.
+fn proxy() -> (u16, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let tunnels: Arc<Mutex<Vec<String>>> = Arc::default();
+    let seen = tunnels.clone();
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.unwrap();
+            let mut lines = BufReader::new(client.try_clone().unwrap()).lines();
+            let first = lines.next().unwrap().unwrap();
+            lines.find(|line| line.as_ref().unwrap().is_empty());
+            seen.lock().unwrap().push(first.clone());
+            let mut server = TcpStream::connect(first.split(' ').nth(1).unwrap()).unwrap();
+            client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").unwrap();
+            let (mut up, mut down) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut up, &mut down));
+            std::thread::spawn(move || std::io::copy(&mut server, &mut client));
+        }
+    });
+    (port, tunnels)
+}
+
+#[test]
+fn https_asks_for_a_certificate_that_is_trusted_and_goes_through_a_proxy() {
+    let zip = toy_zip();
+    let fetching = Fetching::new(&zip, &[serve(&zip)]);
+    let port = tls_server(zip.clone());
+    let authority = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tls/ca.pem");
+    let fetch = |host: &str, variables: &[(&str, &str)]| {
+        let base = format!("https://{host}:{port}");
+        let mut command = fetching.lab.command(&["data", "fetch", "toy", "--catalogue", "catalogue.json", "--base", &base]);
+        common::ran(command.envs(variables.iter().copied()).output().unwrap())
+    };
+    let trusted = ("SSL_CERT_FILE", authority);
+    for (host, variables, reason) in [
+        ("localhost", &[][..], "behind a proxy that signs for others, name its certificate file in SSL_CERT_FILE"),
+        ("127.0.0.1", &[trusted], "certificate"),
+        ("localhost", &[("SSL_CERT_FILE", "catalogue.json")], "catalogue.json: no certificate in PEM form"),
+        ("localhost", &[("SSL_CERT_FILE", "nowhere.pem")], "nowhere.pem: No such file"),
+    ] {
+        let ran = fetch(host, variables);
+        assert!(ran.code == 1 && ran.stderr.contains(reason) && ran.stderr.lines().count() == 1, "{host}: {}", ran.stderr);
+    }
+    let (proxy_port, tunnels) = proxy();
+    let proxy = format!("http://127.0.0.1:{proxy_port}");
+    let ran = fetch("localhost", &[trusted, ("HTTPS_PROXY", &proxy)]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(*tunnels.lock().unwrap(), [format!("CONNECT localhost:{port} HTTP/1.1")]);
+    std::fs::remove_dir_all(fetching.lab.path("data")).unwrap();
+    // NO_PROXY, and a proxy where nobody is: only a direct connection can work.
+    let ran = fetch("localhost", &[trusted, ("HTTPS_PROXY", "http://127.0.0.1:1"), ("NO_PROXY", "localhost")]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
 }
 
 /// A wheel with one data file: a zip with three files about itself.
