@@ -125,10 +125,12 @@ impl Entry {
 /// Fetches an entry, unless it is here. Gives its folder, and whether it was made now.
 pub fn fetch(entry: &Entry, options: &Options, watch: &mut dyn FnMut(Event)) -> Result<(PathBuf, bool), FetchError> {
     let target = options.to.join(&*entry.folder);
+    let staging = staging(&target);
     if is_here(entry, options, &target)? {
+        // What a fetch that was broken off at its very end left.
+        let _ = fs::remove_dir_all(&staging);
         return Ok((target, false));
     }
-    let staging = staging(&target);
     fs::create_dir_all(&staging).map_err(FetchError::io(&staging))?;
     let _lock = lock(&staging, &entry.name)?;
     // Another fetch may have ended between the first look and the lock.
@@ -162,7 +164,7 @@ pub fn fetch(entry: &Entry, options: &Options, watch: &mut dyn FnMut(Event)) -> 
     arrange(&entry.arrange, &files, &staging, &made)?;
     seal(&made, Record { name: entry.name.to_string(), sources, listing: listing(&made).map_err(FetchError::io(&made))? })?;
     durable::publish(&made, &target).map_err(FetchError::io(&target))?;
-    fs::remove_dir_all(&staging).map_err(FetchError::io(&staging))?;
+    let _ = fs::remove_dir_all(&staging);
     Ok((target, true))
 }
 
@@ -244,43 +246,44 @@ fn package_file(
     Ok(path)
 }
 
-/// Syncs the files, and writes the record as the last of them.
+/// Writes the record, and syncs files and folders.
 fn seal(folder: &Path, record: Record) -> Result<(), FetchError> {
-    let mut folders = vec![folder.to_path_buf()];
-    while let Some(next) = folders.pop() {
-        for entry in fs::read_dir(&next).map_err(FetchError::io(&next))? {
-            let path = entry.map_err(FetchError::io(&next))?.path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if record.listing.files <= SYNCED_FILES {
-                File::open(&path).and_then(|f| f.sync_all()).map_err(FetchError::io(&path))?;
-            }
-        }
-    }
     let path = folder.join(RECORD);
     let text = serde_json::to_string_pretty(&record).map_err(|e| FetchError::io(&path)(e.into()))?;
-    durable::replace(&path, text.as_bytes()).map_err(FetchError::io(&path))
+    durable::replace(&path, text.as_bytes()).map_err(FetchError::io(&path))?;
+    let (files, folders) = walk(folder).map_err(FetchError::io(folder))?;
+    let files = files.iter().filter(|_| files.len() <= SYNCED_FILES);
+    let sync = |path: &PathBuf| durable::sync_folder(path).map_err(FetchError::io(path));
+    files.chain(&folders).try_for_each(sync)
+}
+
+/// The files and the folders at and below a folder.
+fn walk(folder: &Path) -> io::Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+    let (mut files, mut folders) = (Vec::new(), vec![folder.to_path_buf()]);
+    let mut next = 0;
+    while next < folders.len() {
+        for entry in fs::read_dir(&folders[next])? {
+            let entry = entry?;
+            let kind = if entry.file_type()?.is_dir() { &mut folders } else { &mut files };
+            kind.push(entry.path());
+        }
+        next += 1;
+    }
+    Ok((files, folders))
 }
 
 fn listing(folder: &Path) -> io::Result<Listing> {
-    let mut lines = Vec::new();
+    let (mut files, _) = walk(folder)?;
+    files.retain(|path| *path != folder.join(RECORD));
+    files.sort();
+    let mut names_and_sizes = String::new();
     let mut total = 0;
-    let mut folders = vec![folder.to_path_buf()];
-    while let Some(next) = folders.pop() {
-        for entry in fs::read_dir(&next)? {
-            let entry = entry?;
-            let path = entry.path();
-            if entry.file_type()?.is_dir() {
-                folders.push(path);
-            } else if path != folder.join(RECORD) {
-                let bytes = fs::metadata(&path)?.len();
-                total += bytes;
-                lines.push(format!("{}\0{bytes}\n", path.strip_prefix(folder).unwrap_or(&path).to_string_lossy()));
-            }
-        }
+    for path in &files {
+        let bytes = fs::metadata(path)?.len();
+        total += bytes;
+        names_and_sizes += &format!("{}\0{bytes}\n", path.strip_prefix(folder).unwrap_or(path).display());
     }
-    lines.sort();
-    Ok(Listing { files: lines.len(), bytes: total, names_and_sizes: sha256(lines.concat().as_bytes()) })
+    Ok(Listing { files: files.len(), bytes: total, names_and_sizes: sha256(names_and_sizes.as_bytes()) })
 }
 
 /// An own catalogue: a JSON list of rows like those of `data list --json`.

@@ -1,142 +1,19 @@
 //! `data fetch` against a real server that misbehaves, and against hostile archives: whole or absent, whatever happens.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod server;
 
 use common::{snapshot, Lab, Ran};
-use rustls::pki_types::{pem::PemObject, CertificateDer, PrivateKeyDer};
 use serde_json::{json, Value};
-use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Cursor, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use server::{proxy, redirect, status, tls_server, Act, Server};
+use std::io::{Cursor, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use zip::{write::FileOptions, ZipWriter};
-
-/// What the server does with one request.
-#[derive(Clone)]
-enum Act {
-    /// The file; the rest of it where Range asks for that, and If-Range does not name another version.
-    Serve { etag: &'static str, body: Vec<u8> },
-    /// As `Serve`, but the connection ends after so many bytes of the body.
-    Cut { after: usize, etag: &'static str, body: Vec<u8> },
-    /// As `Cut`, but the connection stays open and silent.
-    Stall { after: usize, body: Vec<u8> },
-    /// A byte every tenth of a second, for ever.
-    Trickle { body: Vec<u8> },
-    /// The whole file, whatever was asked for.
-    IgnoreRange { body: Vec<u8> },
-    /// The rest of the file, whatever If-Range says.
-    IgnoreIfRange { body: Vec<u8> },
-    /// These bytes, as they are.
-    Raw(Vec<u8>),
-}
-
-fn status(line: &str, headers: &str) -> Act {
-    Act::Raw(format!("HTTP/1.1 {line}\r\nContent-Length: 0\r\nConnection: close\r\n{headers}\r\n").into_bytes())
-}
-
-fn redirect(to: &str) -> Act {
-    status("302 Found", &format!("Location: {to}\r\n"))
-}
-
-#[derive(Clone, Debug)]
-struct Request {
-    path: String,
-    range: Option<String>,
-    if_range: Option<String>,
-}
-
-/// A server on a port of its own; the last act is repeated.
-struct Server {
-    port: u16,
-    requests: Arc<Mutex<Vec<Request>>>,
-}
-
-impl Server {
-    fn new(acts: &[Act]) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let requests: Arc<Mutex<Vec<Request>>> = Arc::default();
-        let acts: Arc<Mutex<VecDeque<Act>>> = Arc::new(Mutex::new(acts.iter().cloned().collect()));
-        let seen = requests.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let (seen, acts) = (seen.clone(), acts.clone());
-                // A client that went away is no fault of the server.
-                std::thread::spawn(move || answer(stream.unwrap(), &seen, &acts).ok());
-            }
-        });
-        Self { port, requests }
-    }
-
-    fn base(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
-    }
-
-    fn requests(&self) -> Vec<Request> {
-        self.requests.lock().unwrap().clone()
-    }
-}
-
-fn answer(stream: TcpStream, seen: &Mutex<Vec<Request>>, acts: &Mutex<VecDeque<Act>>) -> std::io::Result<()> {
-    let mut lines = BufReader::new(stream.try_clone()?).lines();
-    let first = lines.next().unwrap()?;
-    let mut request = Request { path: first.split(' ').nth(1).unwrap().into(), range: None, if_range: None };
-    for line in lines {
-        let line = line?;
-        match line.split_once(": ") {
-            None => break,
-            Some((name, value)) if name.eq_ignore_ascii_case("range") => request.range = Some(value.into()),
-            Some((name, value)) if name.eq_ignore_ascii_case("if-range") => request.if_range = Some(value.into()),
-            _ => {}
-        }
-    }
-    let act = {
-        let mut acts = acts.lock().unwrap();
-        // The act is taken before the request is shown, so that a waiting test sees both.
-        let act = if acts.len() > 1 { acts.pop_front().unwrap() } else { acts[0].clone() };
-        seen.lock().unwrap().push(request.clone());
-        act
-    };
-    let start = request.range.as_deref().map(|r| r.strip_prefix("bytes=").unwrap().strip_suffix('-').unwrap().parse::<usize>().unwrap());
-    let current = |etag: &str| request.if_range.as_deref().is_none_or(|asked| asked == etag);
-    match act {
-        Act::Serve { etag, body } => send(stream, etag, &body, start.filter(|_| current(etag)), body.len()).map(drop),
-        Act::Cut { after, etag, body } => send(stream, etag, &body, start.filter(|_| current(etag)), after).map(drop),
-        Act::IgnoreRange { body } => send(stream, "\"v\"", &body, None, body.len()).map(drop),
-        Act::IgnoreIfRange { body } => send(stream, "\"v\"", &body, start, body.len()).map(drop),
-        Act::Stall { after, body } => {
-            let _open = send(stream, "\"v\"", &body, start, after)?;
-            std::thread::sleep(Duration::from_secs(60));
-            Ok(())
-        }
-        Act::Trickle { body } => {
-            let mut stream = send(stream, "\"v\"", &body, None, 0)?;
-            for byte in body {
-                stream.write_all(&[byte])?;
-                std::thread::sleep(Duration::from_millis(100));
-            }
-            Ok(())
-        }
-        Act::Raw(bytes) => (&stream).write_all(&bytes),
-    }
-}
-
-/// The body from `start` on, but at most `most` bytes of it.
-fn send(mut stream: TcpStream, etag: &str, body: &[u8], start: Option<usize>, most: usize) -> std::io::Result<TcpStream> {
-    let (line, range) = match start {
-        Some(start) => ("206 Partial Content", format!("Content-Range: bytes {start}-{}/{}\r\n", body.len() - 1, body.len())),
-        None => ("200 OK", String::new()),
-    };
-    let rest = &body[start.unwrap_or(0)..];
-    write!(stream, "HTTP/1.1 {line}\r\nContent-Length: {}\r\nETag: {etag}\r\n{range}Connection: close\r\n\r\n", rest.len())?;
-    stream.write_all(&rest[..most.min(rest.len())])?;
-    stream.flush()?;
-    Ok(stream)
-}
 
 /// A zip of `toy/train.tsv` that does not compress, so that it has some length.
 fn toy_zip() -> Vec<u8> {
@@ -475,56 +352,6 @@ fn what_cannot_be_fetched_is_said_before_anybody_is_asked() {
     assert_eq!(fetching.server.requests().len(), 1);
 }
 
-/// A server called localhost whose certificate is of an authority of its own; it gives everybody `body`.
-fn tls_server(body: Vec<u8>) -> u16 {
-    let fixture = |name: &str| std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tls").join(name);
-    let certificate = CertificateDer::from_pem_file(fixture("server.pem")).unwrap();
-    let key = PrivateKeyDer::from_pem_file(fixture("server.key")).unwrap();
-    let config = rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate], key).unwrap();
-    let config = Arc::new(config);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let connection = rustls::ServerConnection::new(config.clone()).unwrap();
-            let mut stream = rustls::StreamOwned::new(connection, stream.unwrap());
-            let mut head = Vec::new();
-            let mut byte = [0];
-            // A client that does not like the certificate goes away here.
-            while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|count| count == 1) {
-                head.push(byte[0]);
-            }
-            let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).and_then(|()| stream.write_all(&body));
-            stream.conn.send_close_notify();
-            let _ = stream.flush();
-        }
-    });
-    port
-}
-
-/// A proxy that opens tunnels, and counts them.
-fn proxy() -> (u16, Arc<Mutex<Vec<String>>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let tunnels: Arc<Mutex<Vec<String>>> = Arc::default();
-    let seen = tunnels.clone();
-    std::thread::spawn(move || {
-        for client in listener.incoming() {
-            let mut client = client.unwrap();
-            let mut lines = BufReader::new(client.try_clone().unwrap()).lines();
-            let first = lines.next().unwrap().unwrap();
-            lines.find(|line| line.as_ref().unwrap().is_empty());
-            seen.lock().unwrap().push(first.clone());
-            let mut server = TcpStream::connect(first.split(' ').nth(1).unwrap()).unwrap();
-            client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").unwrap();
-            let (mut up, mut down) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-            std::thread::spawn(move || std::io::copy(&mut up, &mut down));
-            std::thread::spawn(move || std::io::copy(&mut server, &mut client));
-        }
-    });
-    (port, tunnels)
-}
-
 #[test]
 fn https_asks_for_a_certificate_that_is_trusted_and_goes_through_a_proxy() {
     let zip = toy_zip();
@@ -555,6 +382,87 @@ fn https_asks_for_a_certificate_that_is_trusted_and_goes_through_a_proxy() {
     // NO_PROXY, and a proxy where nobody is: only a direct connection can work.
     let ran = fetch("localhost", &[trusted, ("HTTPS_PROXY", "http://127.0.0.1:1"), ("NO_PROXY", "localhost")]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
+}
+
+#[test]
+fn several_files_and_a_tar_are_laid_out() {
+    let lab = Lab::new();
+    let parts: [&[u8]; 3] = [b"one", b"two", b"three"];
+    let tar = {
+        let gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        let mut tar = tar::Builder::new(gz);
+        for name in ["aclImdb/train/pos/0_9.txt", "aclImdb/test/neg/1_2.txt", "aclImdb/README"] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(4);
+            header.set_mode(0o100777);
+            tar.append_data(&mut header, name, &b"text"[..]).unwrap();
+        }
+        tar.into_inner().unwrap().finish().unwrap()
+    };
+    let mut placed = row("x", parts[0]);
+    placed["files"] = parts.map(|part| row("part", part)["files"][0].clone()).to_vec().into();
+    placed["arrange"] = json!({"place": ["train/0.parquet", "train/1.parquet", "test/0.parquet"]});
+    let mut reviews = row("aclImdb_v1.tar.gz", &tar);
+    reviews["name"] = "reviews".into();
+    reviews["folder"] = "glue/aclImdb".into();
+    reviews["arrange"] = json!({"unpack": {"root": "aclImdb", "only": []}});
+    lab.write("catalogue.json", json!([placed, reviews]).to_string());
+    let server = Server::new(&[parts[0], parts[1], parts[2], &tar].map(serve));
+    let ran = lab.ok(&["data", "fetch", "toy", "reviews", "--catalogue", "catalogue.json", "--base", &server.base()]);
+    assert_eq!(ran.stdout.lines().count(), 2, "{}", ran.stdout);
+    assert_eq!(["train/0", "train/1", "test/0"].map(|name| lab.read(&format!("data/tasks/toy/{name}.parquet"))), ["one", "two", "three"]);
+    assert_eq!(lab.read("data/glue/aclImdb/train/pos/0_9.txt"), "text");
+    let mode = lab.path("data/glue/aclImdb/README").metadata().unwrap().permissions().mode();
+    assert_eq!(mode & 0o113, 0, "{mode:o}: the mode of the archive");
+}
+
+/// The process is killed, a write is torn, the power goes, or the disk is full at the `at`-th change of the file system.
+fn crash(mode: &str, at: usize) -> (i32, String) {
+    let zip = toy_zip();
+    let fetching = Fetching::new(&zip, &[cut(70_000, &zip), serve(&zip)]);
+    let first = {
+        let mut command = fetching.command(&[]);
+        command.envs(common::crash_variables(&fetching.lab.path(""), mode, at));
+        common::ran(command.output().unwrap())
+    };
+    let target = fetching.lab.path("data/tasks/toy");
+    if target.exists() {
+        let listed = fetching.lab.ok(&["data", "list", "toy", "--to", "data", "--catalogue", "catalogue.json"]).stdout;
+        assert!(listed.contains("here     yes"), "{mode} at {at}: {listed}");
+    }
+    let again = fetching.run(&[]);
+    assert_eq!(again.code, 0, "{mode} at {at}, then again: {}", again.stderr);
+    assert_eq!(fetching.lab.read("data/tasks/toy/train.tsv").len(), 300_018, "{mode} at {at}");
+    assert_eq!(snapshot(&fetching.lab.path("data")).len(), 3, "{mode} at {at}: something is left");
+    (first.code, first.stderr)
+}
+
+const MODES: [&str; 5] = ["kill", "torn", "power", "fail", "full"];
+
+fn try_crash(mode: &str, at: usize) -> bool {
+    let (code, stderr) = crash(mode, at);
+    let last = stderr.lines().last().unwrap_or_default();
+    // -1: ended by a signal.
+    let told = code == 1 && last.contains("No space left");
+    assert!(code == 0 || code == -1 || told, "{mode} at {at}: {code} {stderr}");
+    code != 0
+}
+
+#[test]
+fn some_crash_points_of_a_fetch() {
+    let broken = (0..15).filter(|i| try_crash(MODES[i % 5], 1 + 2 * i)).count();
+    assert!(broken >= 10, "{broken}");
+}
+
+#[test]
+#[ignore = "slow: make test-slow"]
+fn every_crash_point_of_a_fetch() {
+    for mode in MODES {
+        let mut points = 1..;
+        let last = points.find(|at| !try_crash(mode, *at) && !try_crash(mode, at + 1) && !try_crash(mode, at + 2));
+        println!("{mode}: broken off at up to {last:?} points");
+        assert!(last > Some(15), "{mode}: {last:?}");
+    }
 }
 
 /// A wheel with one data file: a zip with three files about itself.
