@@ -61,12 +61,18 @@ pub fn list(args: &ListArgs) -> Result<()> {
     if !args.names.is_empty() {
         return chosen.iter().try_for_each(|entry| out(&describe(entry, &args.to)));
     }
+    let header = ["name", "kind", "download", "here", "licence", "source"].map(str::to_string);
     let row = |entry: &&Entry| {
-        let texts = [&entry.name, entry.kind.name(), &size(entry.bytes()), Presence::of(entry, &args.to).name()].map(str::to_string);
-        texts.into_iter().chain([format!("  {}", entry.licence), format!("  {}", entry.source())]).collect()
+        let here = Presence::of(entry, &args.to).name();
+        [&entry.name, entry.kind.name(), &size(entry.bytes()), here, &entry.licence, &entry.source()].map(str::to_string)
     };
-    let header = ["name", "kind", "download", "here", "  licence", "  source"].map(str::to_string).to_vec();
-    out(&align(std::iter::once(header).chain(chosen.iter().map(row)).collect()))?;
+    let mut table: Vec<_> = std::iter::once(header).chain(chosen.iter().map(row)).collect();
+    // Numbers stand to the right, words to the left.
+    for column in [1, 3, 4, 5] {
+        let width = table.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        table.iter_mut().for_each(|row| row[column] = format!("{:<width$}", row[column]));
+    }
+    out(&align(table.into_iter().map(Vec::from).collect()))?;
     out("linformer data list NAME says where it goes and how a config names it; linformer data fetch NAME brings it\n")
 }
 
@@ -122,7 +128,10 @@ fn size(bytes: u64) -> String {
 /// What a config says: paths as they are from here.
 fn config(entry: &Entry, to: &Path) -> String {
     match entry.config.split_once('=') {
-        Some(("data.task", name)) => format!("data.task={name} data.task_dir={}", to.join("glue").display()),
+        Some(("data.task", name)) => {
+            let folder = to.join(&*entry.folder);
+            format!("data.task={name} data.task_dir={}", folder.parent().unwrap_or(to).display())
+        }
         Some((key, path)) => format!("{key}={}", to.join(path).display()),
         None => match entry.config.rsplit_once(' ') {
             Some((command, path)) => format!("{command} {}", to.join(path).display()),

