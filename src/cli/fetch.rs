@@ -83,13 +83,27 @@ pub fn run(args: &FetchArgs) -> Result<()> {
         base: args.base.clone().filter(|base| !base.is_empty()),
         patience: Patience { attempts: args.attempts, stall: Duration::from_secs(args.timeout) },
     };
-    for entry in choose(&rows, &args.names)? {
+    let chosen = choose(&rows, &args.names)?;
+    let mut failed = Vec::new();
+    for entry in &chosen {
         let bar = Bar::new(&entry.name);
         let fetched = fetch(entry, &options, &mut |event| bar.show(event));
         bar.clear();
-        let (folder, made) = fetched?;
-        let what = if made { "fetched" } else { "is here already" };
-        out(&format!("{}: {what}: {}; {}\n", entry.name, folder.display(), config(entry, &args.to)))?;
+        match fetched {
+            Ok((folder, made)) => {
+                let what = if made { "fetched" } else { "is here already" };
+                out(&format!("{}: {what}: {}; {}\n", entry.name, folder.display(), config(entry, &args.to)))?;
+            }
+            Err(error) if chosen.len() == 1 => return Err(error.into()),
+            // What stops one need not stop the next.
+            Err(error) => {
+                say(&format!("{}: {error}", entry.name));
+                failed.push(&*entry.name);
+            }
+        }
+    }
+    if !failed.is_empty() {
+        bail!("{} of {} were not fetched: {}", failed.len(), chosen.len(), failed.join(", "));
     }
     Ok(())
 }

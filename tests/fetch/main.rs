@@ -339,6 +339,7 @@ fn what_cannot_be_fetched_is_said_before_anybody_is_asked() {
         (("arrange", json!({"place": ["a", "b"]})), "1 files, expected 2"),
         (("licences", json!("x")), "unknown field `licences`"),
         (("files", json!([{"from": {"pip": ["--index-url=http://x", "1"]}, "bytes": 1, "sha256": "00"}])), "found the package"),
+        (("files", json!([{"from": {"npm": ["toy", "1"]}, "bytes": 1, "sha256": "0F"}])), "found the SHA-256 \"0F\""),
         (("files", json!([{"from": {"npm": ["a b;c", "1"]}, "bytes": 1, "sha256": "00"}])), "found the package"),
     ] {
         let mut row = row("toy.zip", &zip);
@@ -408,9 +409,16 @@ fn several_files_and_a_tar_are_laid_out() {
     reviews["folder"] = "glue/aclImdb".into();
     reviews["arrange"] = json!({"unpack": {"root": "aclImdb", "only": []}});
     lab.write("catalogue.json", json!([placed, reviews]).to_string());
-    let server = Server::new(&[parts[0], parts[1], parts[2], &tar].map(serve));
-    let ran = lab.ok(&["data", "fetch", "toy", "reviews", "--catalogue", "catalogue.json", "--base", &server.base()]);
-    assert_eq!(ran.stdout.lines().count(), 2, "{}", ran.stdout);
+    // What stops one does not stop the next; the three files stand for the second try.
+    let server = Server::new(&[serve(parts[0]), serve(parts[1]), status("404 Not Found", ""), serve(&tar), serve(parts[2])]);
+    let base = server.base();
+    let fetch = ["data", "fetch", "toy", "reviews", "--catalogue", "catalogue.json", "--base", &base];
+    let ran = lab.run(&fetch);
+    assert!(ran.code == 1 && ran.stdout.starts_with("reviews: fetched"), "{}{}", ran.stdout, ran.stderr);
+    assert!(ran.stderr.contains("toy: http") && ran.stderr.ends_with("1 of 2 were not fetched: toy\n"), "{}", ran.stderr);
+    let ran = lab.ok(&fetch);
+    assert!(ran.stdout.starts_with("toy: fetched") && ran.stdout.contains("reviews: is here already"), "{}", ran.stdout);
+    assert_eq!(server.requests().len(), 5);
     assert_eq!(["train/0", "train/1", "test/0"].map(|name| lab.read(&format!("data/tasks/toy/{name}.parquet"))), ["one", "two", "three"]);
     assert_eq!(lab.read("data/glue/aclImdb/train/pos/0_9.txt"), "text");
     let mode = lab.path("data/glue/aclImdb/README").metadata().unwrap().permissions().mode();
@@ -477,6 +485,32 @@ fn wheel() -> Vec<u8> {
         (&format!("{info}/WHEEL"), about),
         (&format!("{info}/RECORD"), b""),
     ])
+}
+
+/// A file that is another one at every request, and always long enough to look like progress.
+#[test]
+fn a_file_that_keeps_changing_is_given_up() {
+    let (expected, other) = (vec![1u8; 3 << 20], vec![2u8; 3 << 20]);
+    let part = |after| Act::Cut { after, etag: "\"v\"", body: other.clone() };
+    let rest = Act::IgnoreIfRange { body: expected.clone() };
+    let acts: Vec<Act> = (0..9).flat_map(|_| [part(2 << 20), rest.clone()]).collect();
+    let fetching = Fetching::new(&expected, &acts);
+    let error = fetching.fails(&["--attempts", "3"]);
+    assert!(error.contains("do not make the expected file") && error.contains("(attempt 3 of 3)"), "{error}");
+    assert_eq!(fetching.server.requests().len(), 6);
+}
+
+/// On a terminal there is a bar; tests without one see none.
+#[test]
+fn a_terminal_gets_a_bar() {
+    let zip = toy_zip();
+    let fetching = Fetching::new(&zip, &[cut(70_000, &zip), serve(&zip)]);
+    let program = env!("CARGO_BIN_EXE_linformer");
+    let line = format!("{program} data fetch toy --to data --catalogue catalogue.json --base {}", fetching.server.base());
+    let ran = common::ran(Command::new("script").args(["-qec", &line, "/dev/null"]).current_dir(fetching.lab.path("")).output().unwrap());
+    assert!(ran.code == 0 && ran.stdout.contains("KiB/s") && ran.stdout.contains("toy: fetched"), "{}", ran.stdout);
+    let plain = Fetching::new(&zip, &[cut(70_000, &zip), serve(&zip)]).works(&[]);
+    assert!(plain.stderr.lines().count() == 1 && !plain.stderr.contains("KiB"), "{}", plain.stderr);
 }
 
 #[test]

@@ -24,7 +24,8 @@ pub fn arrange(how: &Arrange, files: &[PathBuf], scratch: &Path, out: &Path) -> 
             for (file, name) in files.iter().zip(names.iter()) {
                 let to = out.join(&**name);
                 make_folder(to.parent().unwrap_or(out))?;
-                fs::rename(file, &to).map_err(FetchError::io(&to))?;
+                // The download stays until all is done, where the file system can give one file two names.
+                fs::hard_link(file, &to).or_else(|_| fs::rename(file, &to)).map_err(FetchError::io(&to))?;
             }
             Ok(())
         }

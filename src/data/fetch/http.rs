@@ -104,7 +104,8 @@ impl Client {
             return Ok(());
         }
         let part = Part::of(to);
-        let mut failures = 0;
+        // A file that keeps changing would make progress for ever: starting over counts by itself.
+        let (mut failures, mut fresh_starts) = (0, 0);
         loop {
             let before = part.bytes();
             let attempt = if before == remote.bytes { Ok(false) } else { self.attempt(remote, &part, watch) };
@@ -129,9 +130,12 @@ impl Client {
             match failure {
                 Failure::Final(error) => return Err(error),
                 Failure::Passing(reason, wait) => {
-                    failures = if part.bytes() >= before + PROGRESS { 1 } else { failures + 1 };
+                    let now = part.bytes();
+                    failures = if now >= before + PROGRESS { 1 } else { failures + 1 };
+                    fresh_starts += u32::from(now < before);
+                    let failures = failures.max(fresh_starts);
                     if failures >= self.patience.attempts {
-                        let kept = match part.bytes() {
+                        let kept = match now {
                             0 => String::new(),
                             bytes => format!("; {bytes} of {} bytes are kept, run the same command again to go on", remote.bytes),
                         };

@@ -326,5 +326,10 @@ fn check(entry: &Entry) -> Result<(), String> {
             }
         }
     }
+    if let Some(origin) =
+        entry.files.iter().find(|f| f.sha256.len() != 64 || !f.sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+    {
+        return Err(format!("found the SHA-256 \"{}\", expected 64 digits of lower-case hexadecimal", origin.sha256));
+    }
     Ok(())
 }

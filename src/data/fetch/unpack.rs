@@ -32,6 +32,9 @@ impl Default for Limits {
     }
 }
 
+/// Bytes of names and headers before one entry of a tar.
+const HEADERS: u64 = 1 << 16;
+
 /// What of an archive is wanted.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
@@ -53,7 +56,7 @@ fn open(archive: &Path, wanted: Wanted, into: &Path, limits: Limits) -> Result<u
     let file = File::open(archive).map_err(FetchError::io(archive))?;
     let size = file.metadata().map_err(FetchError::io(archive))?.len();
     let most = limits.bytes.min(size.saturating_mul(limits.ratio).max(limits.small));
-    let meter = Meter { out: Rc::default(), most };
+    let meter = Meter::new(most);
     let mut unpacker = Unpacker { archive, wanted, into, limits, entries: 0, files: 0, seen: HashSet::new() };
     let name = archive.to_string_lossy();
     if name.ends_with(".zip") || name.ends_with(".whl") {
@@ -109,20 +112,27 @@ impl Unpacker<'_> {
         let mut tar = tar::Archive::new(meter.on(GzDecoder::new(io::BufReader::new(file))));
         let mut last = String::from("its start");
         let broken = |at: &str, e: io::Error| format!("no whole tar.gz archive: after {at}: {e}");
-        let entries = tar.entries().map_err(|e| self.error(broken(&last, e)))?;
-        for entry in entries {
+        let mut entries = tar.entries().map_err(|e| self.error(broken(&last, e)))?;
+        let mut unread = 0;
+        loop {
+            // Long names and other headers are held in memory by the reader.
+            meter.allow(unread + HEADERS);
+            let Some(entry) = entries.next() else { break };
             let mut entry = entry.map_err(|e| self.error(broken(&last, e)))?;
+            meter.allow(u64::MAX);
             let raw = entry.path_bytes().into_owned();
             last = format!("entry {}", shown(&raw));
             let kind = entry.header().entry_type();
+            unread = entry.size().min(u64::MAX / 2);
             if kind == EntryType::XGlobalHeader {
                 continue;
             }
             if let Some(path) = self.admit(&raw, tar_kind(kind))? {
-                let size = entry.size();
-                self.write(&raw, &path, size, &mut entry)?;
+                self.write(&raw, &path, unread, &mut entry)?;
+                unread = 0;
             }
         }
+        meter.allow(u64::MAX);
         // The checksum of gzip stands at its end.
         io::copy(&mut tar.into_inner(), &mut io::sink()).map_err(|e| self.error(broken(&last, e)))?;
         Ok(())
@@ -220,29 +230,44 @@ fn tar_kind(kind: EntryType) -> Kind {
 }
 
 /// Counts what comes out of all readers of an archive, and ends with an error at the limit.
+#[derive(Clone)]
 struct Meter {
     out: Rc<Cell<u64>>,
+    /// A nearer limit for the time being.
+    now: Rc<Cell<u64>>,
     most: u64,
 }
 
 impl Meter {
+    fn new(most: u64) -> Self {
+        Self { out: Rc::default(), now: Rc::new(Cell::new(u64::MAX)), most }
+    }
+
     fn on<R: Read>(&self, inner: R) -> Metered<R> {
-        Metered { inner, out: self.out.clone(), most: self.most }
+        Metered { inner, meter: self.clone() }
+    }
+
+    /// From here on at most so many bytes more, until it is called again.
+    fn allow(&self, bytes: u64) {
+        self.now.set(self.out.get().saturating_add(bytes));
     }
 }
 
 struct Metered<R> {
     inner: R,
-    out: Rc<Cell<u64>>,
-    most: u64,
+    meter: Meter,
 }
 
 impl<R: Read> Read for Metered<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
-        self.out.set(self.out.get() + count as u64);
-        if self.out.get() > self.most {
-            return Err(io::Error::other(format!("more than {} bytes come out of it, which is not plausible", self.most)));
+        let out = self.meter.out.get() + count as u64;
+        self.meter.out.set(out);
+        if out > self.meter.most {
+            return Err(io::Error::other(format!("more than {} bytes come out of it, which is not plausible", self.meter.most)));
+        }
+        if out > self.meter.now.get() {
+            return Err(io::Error::other(format!("a name or header of more than {HEADERS} bytes")));
         }
         Ok(count)
     }
@@ -436,6 +461,16 @@ mod tests {
             unpack(&lab.path().join("a.tgz"), Wanted { root: "x", only: &[] }, &lab.path().join("out"), Limits::default()).unwrap_err();
         assert!(error.to_string().contains("bytes come out of it"), "{error}");
 
+        // A name that is a bomb: the reader would hold it in memory.
+        let error =
+            refused(".tgz", &tar_of(&[(b"././@LongLink", EntryType::GNULongName, &zeros[..200_000]), (b"a", EntryType::Regular, b"x")]));
+        assert!(error.contains("a name or header of more than 65536 bytes"), "{error}");
+        let long = [b"b/".repeat(100).as_slice(), b"end\0"].concat();
+        let (lab, archive) =
+            (tempfile::tempdir().unwrap(), tar_of(&[(b"././@LongLink", EntryType::GNULongName, &long), (b"a", EntryType::Regular, b"x")]));
+        fs::write(lab.path().join("a.tgz"), archive).unwrap();
+        assert_eq!(unpack(&lab.path().join("a.tgz"), ALL, &lab.path().join("out"), Limits::default()).unwrap(), 1);
+
         let many: Vec<String> = (0..30).map(|i| i.to_string()).collect();
         let many: Vec<(&str, &[u8])> = many.iter().map(|name| (name.as_str(), &b""[..])).collect();
         let lab = tempfile::tempdir().unwrap();
@@ -459,6 +494,27 @@ mod tests {
             let mut flipped = whole.clone();
             flipped[whole.len() / 3] ^= 1;
             refused(ending, &flipped);
+        }
+    }
+
+    #[test]
+    fn archives_with_any_byte_changed_do_no_harm() {
+        let text: Vec<u8> = (0..200u32).flat_map(|i| i.to_string().into_bytes()).collect();
+        let tar = tar_of(&[(b"top/a", EntryType::Regular, &text), (b"top/b", EntryType::Regular, b"b")]);
+        for (ending, whole) in [(".tar.gz", tar), (".zip", zip_of(&[("top/a", &text), ("top/b", b"b")]))] {
+            let lab = tempfile::tempdir().unwrap();
+            fs::create_dir(lab.path().join("in")).unwrap();
+            let archive = lab.path().join(format!("a{ending}"));
+            for at in 0..whole.len() {
+                let mut bytes = whole.clone();
+                bytes[at] ^= 1 << (at % 8);
+                fs::write(&archive, bytes).unwrap();
+                let result = unpack(&archive, ALL, &lab.path().join("in/out"), Limits::default());
+                assert_eq!(lab.path().join("in/out").exists(), result.is_ok());
+                let outside = names(lab.path()).into_iter().find(|name| !(name.starts_with("in") || name.starts_with("a.")));
+                assert_eq!(outside, None, "{ending} byte {at}");
+                let _ = fs::remove_dir_all(lab.path().join("in/out"));
+            }
         }
     }
 
