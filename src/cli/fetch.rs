@@ -38,7 +38,7 @@ pub struct FetchArgs {
     #[arg(long, default_value = "data", value_name = "DIR")]
     to: PathBuf,
     /// A mirror: takes the place of https://HOST in every address
-    #[arg(long, env = "LINFORMER_DATA_BASE", value_name = "URL")]
+    #[arg(long, env = "LINFORMER_DATA_BASE", hide_env_values = true, value_name = "URL")]
     base: Option<String>,
     /// Rows of your own (docs/fetching.md)
     #[arg(long, value_name = "FILE")]

@@ -39,6 +39,7 @@ pub struct Request {
     pub path: String,
     pub range: Option<String>,
     pub if_range: Option<String>,
+    pub authorization: Option<String>,
 }
 
 /// A server on a port of its own; the last act is repeated.
@@ -76,12 +77,13 @@ impl Server {
 fn answer(stream: TcpStream, seen: &Mutex<Vec<Request>>, acts: &Mutex<VecDeque<Act>>) -> std::io::Result<()> {
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     let first = lines.next().unwrap()?;
-    let mut request = Request { path: first.split(' ').nth(1).unwrap().into(), range: None, if_range: None };
+    let mut request = Request { path: first.split(' ').nth(1).unwrap().into(), range: None, if_range: None, authorization: None };
     for line in lines {
         let line = line?;
         match line.split_once(": ") {
             None => break,
             Some((name, value)) if name.eq_ignore_ascii_case("range") => request.range = Some(value.into()),
+            Some((name, value)) if name.eq_ignore_ascii_case("authorization") => request.authorization = Some(value.into()),
             Some((name, value)) if name.eq_ignore_ascii_case("if-range") => request.if_range = Some(value.into()),
             _ => {}
         }

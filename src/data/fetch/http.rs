@@ -108,49 +108,48 @@ impl Client {
         let (mut failures, mut fresh_starts) = (0, 0);
         loop {
             let before = part.bytes();
-            let attempt = if before == remote.bytes { Ok(false) } else { self.attempt(remote, &part, watch) };
-            let failure = match attempt {
-                Ok(from_one_answer) => match differs(&part.path, remote)? {
-                    None => return part.publish(to),
-                    // Pieces of two attempts that do not fit together: the file was changed between them.
-                    Some(_) if !from_one_answer => {
-                        part.discard()?;
-                        Failure::Passing("the pieces of several attempts do not make the expected file; starting over".into(), None)
-                    }
-                    Some(found) => {
-                        part.discard()?;
-                        Failure::Final(remote.error(format!(
-                            "its SHA-256 is {}..., expected {}...: the file there is not the one this program knows; nothing was kept; try a mirror with --base",
-                            found.get(..16).unwrap_or_default(), remote.sha256.get(..16).unwrap_or_default()
-                        )))
-                    }
-                },
-                Err(failure) => failure,
+            let (reason, wait) = match self.attempt(remote, &part, watch) {
+                Ok(()) => return part.publish(to),
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Passing(reason, wait)) => (reason, wait),
             };
-            match failure {
-                Failure::Final(error) => return Err(error),
-                Failure::Passing(reason, wait) => {
-                    let now = part.bytes();
-                    failures = if now >= before + PROGRESS { 1 } else { failures + 1 };
-                    fresh_starts += u32::from(now < before);
-                    let failures = failures.max(fresh_starts);
-                    if failures >= self.patience.attempts {
-                        let kept = match now {
-                            0 => String::new(),
-                            bytes => format!("; {bytes} of {} bytes are kept, run the same command again to go on", remote.bytes),
-                        };
-                        return Err(remote.error(format!("{reason} (attempt {failures} of {}){kept}", self.patience.attempts)));
-                    }
-                    let pause = wait.unwrap_or(FIRST_PAUSE * 2u32.pow(failures.min(10) - 1)).min(LONGEST_PAUSE);
-                    watch(Event::Retry { reason: &reason, pause });
-                    std::thread::sleep(pause);
-                }
+            let now = part.bytes();
+            failures = if now >= before + PROGRESS { 1 } else { failures + 1 };
+            fresh_starts += u32::from(now < before);
+            let failures = failures.max(fresh_starts);
+            if failures >= self.patience.attempts {
+                let kept = match now {
+                    0 => String::new(),
+                    bytes => format!("; {bytes} of {} bytes are kept, run the same command again to go on", remote.bytes),
+                };
+                return Err(remote.error(format!("{reason} (attempt {failures} of {}){kept}", self.patience.attempts)));
             }
+            let pause = wait.unwrap_or(FIRST_PAUSE * 2u32.pow(failures.min(10) - 1)).min(LONGEST_PAUSE);
+            watch(Event::Retry { reason: &reason, pause });
+            std::thread::sleep(pause);
         }
     }
 
+    /// Makes `part` the whole and right file, with one request at most.
+    fn attempt(&self, remote: &Remote, part: &Part, watch: &mut dyn FnMut(Event)) -> Result<(), Failure> {
+        let from_one_answer = part.bytes() != remote.bytes && self.request(remote, part, watch)?;
+        let Some(found) = differs(&part.path, remote)? else { return Ok(()) };
+        part.discard()?;
+        if !from_one_answer {
+            // They do not fit together: the file was changed between two attempts.
+            return Err(Failure::Passing("the pieces of several attempts do not make the expected file; starting over".into(), None));
+        }
+        let short = |sha256: &str| sha256.get(..16).unwrap_or_default().to_string();
+        let message = format!(
+            "its SHA-256 is {}..., expected {}...: the file there is not the one this program knows; nothing was kept; try a mirror with --base",
+            short(&found),
+            short(&remote.sha256)
+        );
+        Err(remote.error(message).into())
+    }
+
     /// One request; the rest of the file goes to the end of `part`. Gives whether the whole file came with it.
-    fn attempt(&self, remote: &Remote, part: &Part, watch: &mut dyn FnMut(Event)) -> Result<bool, Failure> {
+    fn request(&self, remote: &Remote, part: &Part, watch: &mut dyn FnMut(Event)) -> Result<bool, Failure> {
         if part.bytes() > remote.bytes {
             part.discard()?;
         }
@@ -158,14 +157,14 @@ impl Client {
         let mut request = self.agent.get(&remote.url).header("Accept-Encoding", "identity");
         if offset > 0 {
             request = request.header("Range", format!("bytes={offset}-"));
-            if let Some(version) = part.version(&remote.url) {
+            if let Some(version) = part.version(&remote.shown()) {
                 request = request.header("If-Range", version);
             }
         }
         let response = request.call().map_err(|error| remote.failure(error))?;
         let resumed = answer(remote, part, offset, &response)?;
         if !resumed {
-            part.begin(&remote.url, version(response.headers()))?;
+            part.begin(&remote.shown(), version(response.headers()))?;
         }
         self.copy(remote, part, response.into_body(), if resumed { offset } else { 0 }, watch)?;
         Ok(!resumed)
@@ -211,7 +210,14 @@ impl Client {
 
 impl Remote {
     fn error(&self, message: String) -> FetchError {
-        FetchError::Download { url: self.url.clone(), message }
+        FetchError::Download { url: self.shown(), message }
+    }
+
+    /// The address without a name and a password in it: those are for the server alone.
+    pub fn shown(&self) -> String {
+        let Some((scheme, rest)) = self.url.split_once("://") else { return self.url.clone() };
+        let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+        format!("{scheme}://{}/{path}", host.rsplit('@').next().unwrap_or(host))
     }
 
     /// A request that got no answer.

