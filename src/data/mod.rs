@@ -5,8 +5,10 @@
 //! fine-tuning tasks, [`derive`](mod@derive) makes two of them from a corpus.
 
 pub mod batch;
+pub mod catalogue;
 pub mod corpus;
 pub mod derive;
+pub mod fetch;
 pub mod masking;
 pub mod order;
 pub mod prepare;

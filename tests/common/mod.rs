@@ -4,6 +4,7 @@
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::OnceLock;
 
 /// A temporary folder with a small corpus in it.
 pub struct Lab {
@@ -173,4 +174,24 @@ pub fn series(run: &Path) -> Vec<(String, i64, f32)> {
 pub fn task_rows(count: usize) -> String {
     let row = |i: usize| format!("{}\t{}\n", prose(i).split('.').next().unwrap(), i % 2);
     "text\tlabel\n".to_string() + &(0..count).map(row).collect::<String>()
+}
+
+/// Preloads `tests/crash_points/shim.c`: the `at`-th change below `folder` ends the process or fails, as `mode` says.
+pub fn crash_variables(folder: &Path, mode: &str, at: usize) -> Vec<(&'static str, String)> {
+    static SHIM: OnceLock<PathBuf> = OnceLock::new();
+    let shim = SHIM.get_or_init(|| {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/crash_points/shim.c");
+        let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("crash-shim-{}.so", std::process::id()));
+        let status = Command::new("cc").args(["-O1", "-shared", "-fPIC", "-o"]).args([&library, &source]).arg("-ldl").status().unwrap();
+        assert!(status.success());
+        library
+    });
+    let root = folder.canonicalize().unwrap();
+    vec![
+        ("LD_PRELOAD", shim.display().to_string()),
+        ("CRASH_ROOT", root.display().to_string()),
+        ("CRASH_MODE", mode.into()),
+        ("CRASH_AT", at.to_string()),
+        ("CRASH_COUNT", root.with_extension("count").display().to_string()),
+    ]
 }
