@@ -7,7 +7,7 @@ mod doctor;
 use crate::config::sweep::Sweep;
 use crate::config::{load, Config, Origins, Precision};
 use crate::data::derive::{derive, Amounts};
-use crate::data::prepare::prepare;
+use crate::data::prepare::{open_verified, prepare, prepared_folder};
 use crate::data::tasks::TASKS;
 use crate::experiments::efficiency::Efficiency;
 use crate::experiments::info::{describe, Speed};
@@ -98,6 +98,8 @@ enum Command {
 enum DataCommand {
     /// Tokenize the corpus of a config
     Prepare { config: PathBuf, overrides: Vec<String> },
+    /// Compare every byte of a prepared corpus with its hashes
+    Verify { config: PathBuf, overrides: Vec<String> },
     /// List the tasks known by name
     List,
     /// Derive the two embedded tasks from the corpus of a pretraining config, split by its held-out documents
@@ -304,7 +306,26 @@ fn data(command: DataCommand) -> Result<Finished> {
             };
             let header = ["split", "documents", "tokens", "bytes"].map(str::to_string).to_vec();
             out(&align(vec![header, row("train", &meta.train), row("validation", &meta.validation)]))?;
+            let dropped = Some(meta.found.dropped()).filter(|d| !d.is_empty()).map(|d| format!("; left out: {d}")).unwrap_or_default();
+            let documents = if meta.found.documents == 1 { "1 document".into() } else { format!("{} documents", meta.found.documents) };
+            out(&format!("{documents} in {} files by data.document={}{dropped}\n", meta.found.files, config.data.document))?;
+            meta.found.first_invalid.iter().for_each(|place| eprintln!("left out: {place}"));
             out(&format!("vocabulary {}; {}\n", meta.vocab_size, prepared.folder.display()))?;
+        }
+        DataCommand::Verify { config, overrides } => {
+            let (config, origins) = load::load(&config, &overrides)?;
+            check_kind(&config, &origins, false)?;
+            let folder = prepared_folder(&config.data, None)?;
+            if !folder.exists() {
+                bail!("{}: not prepared yet (linformer data prepare)", folder.display());
+            }
+            let prepared = open_verified(&folder)?;
+            let tokens = prepared.train.len() + prepared.validation.len();
+            out(&format!(
+                "{}: {tokens} ids in {} shards, all as written\n",
+                folder.display(),
+                prepared.meta.train.shards + prepared.meta.validation.shards
+            ))?;
         }
         DataCommand::List => {
             let row = |t: &crate::data::tasks::TaskRow| {

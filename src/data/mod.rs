@@ -1,12 +1,14 @@
 //! Text to batches: plain integers all the way; only [`batch`] makes tensors.
 //!
-//! [`readers`] reads files of every kind as a stream, [`corpus`] makes documents of them, [`tokenizer`] turns text into ids, [`token_file`] is the token file, [`prepare`] makes token
-//! files from a corpus once, [`masking`] and [`pretraining`] draw masked sequences from them in the [`order`] of an epoch; [`tasks`] is the table of
+//! [`readers`] reads files of every kind as a stream, [`corpus`] lists those of a corpus, [`documents`](mod@documents) makes documents of them,
+//! [`tokenizer`] turns text into ids, [`token_file`] and [`tokens`] are the token files, [`prepare`](mod@prepare) makes them
+//! from a corpus once, [`masking`] and [`pretraining`] draw masked sequences from them in the [`order`] of an epoch; [`tasks`] is the table of
 //! fine-tuning tasks, [`derive`](mod@derive) makes two of them from a corpus.
 
 pub mod batch;
 pub mod corpus;
 pub mod derive;
+pub mod documents;
 pub mod masking;
 pub mod order;
 pub mod prepare;
@@ -15,6 +17,7 @@ pub mod readers;
 pub mod tasks;
 pub mod token_file;
 pub mod tokenizer;
+pub mod tokens;
 
 use std::path::PathBuf;
 
@@ -31,10 +34,14 @@ pub enum DataError {
     NulByte { path: PathBuf, line: usize, offset: usize },
     #[error("{path}: damaged or cut off ({what}: {message}); fetch or write it again")]
     Damaged { path: PathBuf, what: String, message: String },
-    #[error("data.corpus: {path}: {source}; expected a .txt file or a folder of them (paths are relative to the working directory)")]
+    #[error("{path}: line {line}: {message}")]
+    TooLong { path: PathBuf, line: usize, message: String },
+    #[error("data.cache_dir: {path}: {source}; prepared corpora are written there: give a folder that can be written")]
+    Cache { path: PathBuf, source: std::io::Error },
+    #[error("data.corpus: {path}: {source}; expected a file, a folder or a glob (paths are relative to the working directory)")]
     Corpus { path: PathBuf, source: std::io::Error },
-    #[error("data.corpus: {paths}: no .txt file with text in it")]
-    NoText { paths: String },
+    #[error("data.corpus: {paths}: no text in it{dropped}; files are those that end in {}", readers::ENDINGS)]
+    NoText { paths: String, dropped: String },
     #[error("{what}: {found} sequences of {length} tokens, expected at least {expected}; {remedy}")]
     TooSmall { what: String, found: usize, length: i64, expected: usize, remedy: &'static str },
     #[error("{path}: {message}")]

@@ -33,6 +33,10 @@ impl Lines {
         Ok(Self { path: path.into(), input, number: 0, offset: skipped, limit, finished: false })
     }
 
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     fn read(&mut self) -> Result<Option<Line>, DataError> {
         let mut bytes = Vec::new();
         let read = self.input.by_ref().take(self.limit as u64 + 1).read_until(b'\n', &mut bytes);
@@ -43,7 +47,7 @@ impl Lines {
         let (number, offset) = (self.number + 1, self.offset);
         (self.number, self.offset) = (number, offset + count as u64);
         if count > self.limit {
-            return Err(self.end(DataError::Row { path: self.path.clone(), line: number as usize, message: too_long(self.limit) }));
+            return Err(self.end(DataError::TooLong { path: self.path.clone(), line: number as usize, message: too_long(self.limit) }));
         }
         let ended = bytes.last() == Some(&b'\n');
         if ended {

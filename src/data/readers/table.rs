@@ -143,7 +143,8 @@ impl Csv {
                 self.finished = true;
                 Err(match error.into_kind() {
                     csv::ErrorKind::Io(e) if e.kind() == io::ErrorKind::FileTooLarge => {
-                        bad(before, format!("{} (a quote that is never closed?)", lines::too_long(self.limit)))
+                        let message = format!("{} (a quote that is never closed?)", lines::too_long(self.limit));
+                        DataError::TooLong { path: self.path.to_path_buf(), line: before as usize, message }
                     }
                     csv::ErrorKind::Io(e) => source::damaged(&self.path, e),
                     other => bad(before, format!("{other:?}")),
