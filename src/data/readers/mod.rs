@@ -125,3 +125,6 @@ fn no_column(column: &str, columns: &[String]) -> String {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod properties;
