@@ -196,8 +196,77 @@ impl MlmData {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::config::OneOrMany;
+    use crate::data::prepare::prepare;
+    use tch::{Device, Kind, Tensor};
+
+    fn data(sampling: Sampling, seed: u64) -> MlmData {
+        let folder = tempfile::tempdir().unwrap();
+        for i in 0..30 {
+            let line = |j: usize| format!("Line {j} of {i}{}\n", " and so on".repeat((i * j) % 4));
+            std::fs::write(folder.path().join(format!("{i}.txt")), (0..8).map(line).collect::<String>()).unwrap();
+        }
+        let mut config = Config::default();
+        config.data.corpus = Some(OneOrMany::One(folder.path().into()));
+        config.data.cache_dir = folder.path().join("cache");
+        config.data.tokenizer = "bytes".into();
+        (config.data.sequence_length, config.data.sampling, config.data.validation_fraction) = (64, sampling, 0.2);
+        (config.train.batch_size, config.train.seed) = (4, seed);
+        MlmData::new(prepare(&config.data, None).unwrap(), &config).unwrap()
+    }
+
+    /// Cases 23 and 24: evaluation has the same masks whatever the run; training has others in every epoch.
+    #[test]
+    fn evaluation_masks_never_change_and_training_masks_always_do() {
+        let (one, other) = (data(Sampling::Packed, 1), data(Sampling::Packed, 2));
+        assert_eq!(one.validation_batch(0, 8), other.validation_batch(0, 8));
+        assert!(one.validation_batch(0, 8).targets.len() > 30, "an evaluation without masks");
+        assert_ne!(one.train_batch(1), other.train_batch(1));
+        assert_eq!(one.train_batch(3), data(Sampling::Packed, 1).train_batch(3));
+        // The same sequence in the first two epochs.
+        let unmasked = |batch: &MlmBatch, at: usize| {
+            let mut ids = batch.ids[at * 64..(at + 1) * 64].to_vec();
+            for (position, target) in batch.positions.iter().zip(&batch.targets) {
+                if (*position as usize) / 64 == at {
+                    ids[*position as usize % 64] = *target;
+                }
+            }
+            ids
+        };
+        let epoch = one.train.count as u64;
+        let first = one.train_batch(1);
+        let (wanted, masks) = (unmasked(&first, 0), |b: &MlmBatch, at: usize| {
+            b.positions.iter().filter(|p| **p as usize / 64 == at).map(|p| p % 64).collect::<Vec<_>>()
+        });
+        let again = (epoch / 4..epoch / 2 + 2)
+            .map(|step| one.train_batch(step))
+            .find_map(|batch| (0..4).find(|at| unmasked(&batch, *at) == wanted).map(|at| masks(&batch, at)));
+        assert_ne!(again.unwrap(), masks(&first, 0));
+    }
+
+    #[test]
+    fn padded_sequences_hold_whole_lines_and_no_target_in_the_padding() {
+        for sampling in [Sampling::Complete, Sampling::CompleteDoc] {
+            let data = data(sampling, 1);
+            let batch = data.validation_batch(0, 8);
+            let tensors = batch.tensors(2..6, Device::Cpu);
+            let mask = tensors.attention_mask.unwrap();
+            assert_eq!(mask.size(), [4, 64]);
+            assert!(batch.tokens() < batch.ids.len());
+            let pad = i64::from(data.prepared.tokenizer.special.pad);
+            assert!(Tensor::equal(&tensors.ids.ne(pad).to_kind(Kind::Int64), &mask));
+            let at_targets = mask.view(-1).index_select(0, &tensors.positions).masked_select(&tensors.targets.ge(0));
+            assert_eq!(at_targets.min().int64_value(&[]), 1);
+            // Every sequence begins with a line.
+            for block in 0..data.validation.count {
+                let ids = data.validation.sequence(&data.prepared.validation, 0, block);
+                assert!(data.prepared.tokenizer.decode(&ids[1..]).unwrap().starts_with("Line "), "{sampling}");
+            }
+        }
+    }
 
     /// Lines of documents, as (lengths, lengths, ...).
     fn lines(documents: &[&[usize]]) -> Vec<LineSpan> {

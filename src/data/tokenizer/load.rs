@@ -3,6 +3,7 @@
 use super::special::Declared;
 use super::{train, trouble};
 use crate::data::{read_text, DataError};
+use crate::native::panics::silently;
 use serde_json::{json, Map, Value};
 use std::path::Path;
 use tokenizers::models::bpe::BPE;
@@ -39,7 +40,9 @@ pub fn load(path: &Path) -> Result<(Inner, Declared), DataError> {
         Some("vocab.json") => byte_bpe(&file, &mut declared)?,
         _ => {
             let bytes = std::fs::read(&file).map_err(DataError::io(&file))?;
-            Inner::from_bytes(bytes).map_err(|e| trouble(&file.display().to_string(), format!("not a tokenizer.json: {e}")))?
+            let bad = |e: String| trouble(&file.display().to_string(), format!("not a tokenizer.json: {e}"));
+            // The crate panics on some of what it does not expect.
+            silently(|| Inner::from_bytes(bytes)).map_err(bad)?.map_err(|e| bad(e.to_string()))?
         }
     };
     let named = [&declared.cls, &declared.sep, &declared.pad, &declared.mask].into_iter().flatten();
@@ -92,7 +95,8 @@ fn byte_bpe(path: &Path, declared: &mut Declared) -> Result<Inner, DataError> {
     let vocabulary = parse(path)?;
     let had: Vec<String> = vocabulary.as_object().map(|v| v.keys().cloned().collect()).unwrap_or_default();
     let json = json!({"type": "BPE", "vocab": vocabulary, "merges": merges});
-    let model: BPE = serde_json::from_str(&json.to_string()).map_err(|e| trouble(&name, format!("with merges.txt: {e}")))?;
+    let bad = |e: String| trouble(&name, format!("with merges.txt: {e}"));
+    let model: BPE = silently(|| serde_json::from_str(&json.to_string())).map_err(bad)?.map_err(|e| bad(e.to_string()))?;
     let mut inner = Inner::new(model);
     inner.with_pre_tokenizer(Some(train::byte_level()));
     let inner = with_end_of_text(train::roberta(inner), &had);

@@ -6,6 +6,7 @@ mod train;
 mod words;
 
 use super::DataError;
+use crate::native::panics::silently;
 use rayon::prelude::*;
 use special::Declared;
 pub use special::SpecialIds;
@@ -74,7 +75,9 @@ impl Tokenizer {
         let SpecialIds { cls, pad, sep, mask } = self.special;
         let mut ids = Vec::new();
         for piece in pieces(text, PIECE_BYTES) {
-            let encoding = self.inner.encode_fast(piece, false).map_err(|e| trouble("tokenizer", e))?;
+            // The crate panics with some tokenizers that are not what they say.
+            let encoded = silently(|| self.inner.encode_fast(piece, false)).map_err(|e| trouble("tokenizer", e))?;
+            let encoding = encoded.map_err(|e| trouble("tokenizer", e))?;
             ids.extend(encoding.get_ids().iter().filter(|id| ![cls, pad, sep, mask].contains(id)));
         }
         Ok(ids)
