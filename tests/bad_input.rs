@@ -80,9 +80,9 @@ fn text_that_is_none() {
     let lab = Lab::new();
     refused(&lab, &[("data.corpus", json!("nowhere"))], 1, &["data.corpus", "nowhere", "No such file"]);
     std::fs::create_dir(lab.path("empty")).unwrap();
-    refused(&lab, &[("data.corpus", json!("empty"))], 1, &["empty", "no .txt file with text"]);
+    refused(&lab, &[("data.corpus", json!("empty"))], 1, &["empty: no text in it"]);
     lab.write("blank/a.txt", "  \n\n");
-    refused(&lab, &[("data.corpus", json!("blank"))], 1, &["blank", "no .txt file with text"]);
+    refused(&lab, &[("data.corpus", json!("blank"))], 1, &["blank: no text in it (1 empty)"]);
     lab.write("latin/a.txt", b"caf\xe9 au lait");
     refused(&lab, &[("data.corpus", json!("latin"))], 1, &["latin/a.txt", "not UTF-8 at byte 3", "iconv"]);
     lab.write("nul/a.txt", b"abc\0def");

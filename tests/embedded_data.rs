@@ -32,9 +32,9 @@ fn development_text_is_neither_trained_nor_pretrained_on() {
     lab.ok(&["data", "derive", "c.json", "tasks"]);
     // Pretraining reads the documents that are not held out, by the same function of their names.
     let documents = linformer::data::corpus::files(&[text]).unwrap();
-    let (held, kept): (Vec<_>, Vec<_>) = documents.iter().partition(|(id, _)| linformer::data::corpus::is_held_out(id, 0.08));
-    assert!(held.len() > 15 && held.iter().any(|(id, _)| id.starts_with("sotu")) && held.iter().any(|(id, _)| id.starts_with("austen")));
-    let pretraining: HashSet<Vec<String>> = kept.iter().flat_map(|(_, path)| runs(&std::fs::read_to_string(path).unwrap(), 12)).collect();
+    let (held, kept): (Vec<_>, Vec<_>) = documents.iter().partition(|file| linformer::data::corpus::is_held_out(&file.id, 0.08));
+    assert!(held.len() > 15 && held.iter().any(|f| f.id.starts_with("sotu")) && held.iter().any(|f| f.id.starts_with("austen")));
+    let pretraining: HashSet<Vec<String>> = kept.iter().flat_map(|file| runs(&std::fs::read_to_string(&file.path).unwrap(), 12)).collect();
     for task in ["period", "which_novel"] {
         let rows = |split: &str| lab.read(&format!("tasks/{task}/{split}.tsv"));
         let training = runs(&rows("train"), 12);

@@ -12,11 +12,12 @@ mod common;
 use common::Lab;
 use linformer::config::load;
 use linformer::config::sweep::Sweep;
-use linformer::config::{DocumentRule, OwnTask, TaskChoice};
-use linformer::data::corpus::documents;
+use linformer::config::{Data, DocumentRule, OwnTask, TaskChoice};
+use linformer::data::corpus::CorpusFile;
+use linformer::data::documents::documents;
 use linformer::data::tasks::TaskSpec;
-use linformer::data::token_file::TokenFile;
-use linformer::data::tokenizer::Tokenizer;
+use linformer::data::token_file::{Origin, TokenFile};
+use linformer::data::tokenizer::{Kind, Tokenizer};
 use linformer::model::weights::WeightsFile;
 use linformer::random::{Draws, Purpose, Stream};
 use linformer::train::checkpoint::Checkpoint;
@@ -178,7 +179,10 @@ fn readers(lab: &Lab) -> Vec<Reader> {
     let sweep = json!({"base": "c.json", "dir": "runs/k", "variants": [{"name": "full", "set": {"model.attention.kind": "full"}}], "grid": {"train.seed": [0, 1]}});
     let incident = Incident { step: 3, what: "loss".into(), place: "x".into(), batch: json!({"ids": [1, 2]}) };
     let tsv = common::task_rows(6).into_bytes();
-    let small_tokenizer = Tokenizer::train_byte_bpe(&[common::prose(1)], 270).unwrap().to_json().unwrap();
+    let header = fs::read(prepared.join("train-00000.bin")).unwrap();
+    let origin =
+        Origin { vocab_size: 300, tokenizer_sha256: header[48..80].try_into().unwrap(), settings: header[112..120].try_into().unwrap() };
+    let small_tokenizer = Tokenizer::train(Kind::ByteBpe, [Ok(common::prose(1))].into_iter(), 270).unwrap().to_json().unwrap();
     let tokenizer = Tokenizer::bytes().unwrap();
     // A checkpoint beside each input: one of its files is the input.
     let swap = |name: &'static str| {
@@ -223,9 +227,9 @@ fn readers(lab: &Lab) -> Vec<Reader> {
                 let _ = weights.tensor("roberta.embeddings.LayerNorm.weight", Some(&[16]));
             }
         }),
-        reader("tokens", vec![fs::read(prepared.join("train.bin")).unwrap(), fs::read(prepared.join("validation.bin")).unwrap()], |path| {
-            if let Ok(tokens) = TokenFile::open(path, 300) {
-                let _ = tokens.ids(0, tokens.len()).count();
+        reader("tokens", ["train-00000.bin", "validation-00000.bin"].map(|n| fs::read(prepared.join(n)).unwrap()).to_vec(), move |path| {
+            if let Ok(tokens) = TokenFile::open(path, &origin, 0) {
+                let _ = (0..tokens.len()).map(|i| tokens.id(i)).max();
             }
         }),
         reader("manifest", vec![file("run/checkpoints/step-00000003/manifest.json")], swap("manifest.json")),
@@ -246,7 +250,8 @@ fn readers(lab: &Lab) -> Vec<Reader> {
         }),
         reader("text", vec![common::prose(2).into_bytes(), "\u{feff}a\r\n\r\nb\0c é\n".into()], |path| {
             for rule in [DocumentRule::File, DocumentRule::Line, DocumentRule::BlankLine] {
-                documents(&[("input".into(), path.into())], rule).for_each(drop);
+                let data = Data { document: rule, ..Data::default() };
+                documents(&[CorpusFile { id: "input".into(), path: path.into() }], &data).for_each(drop);
             }
         }),
         reader("metrics", vec![file("run/metrics.jsonl")], |path| drop(linformer::log::jsonl::JsonLines::open(path, 2))),

@@ -8,7 +8,7 @@ mod fetch;
 use crate::config::sweep::Sweep;
 use crate::config::{load, Config, Origins, Precision};
 use crate::data::derive::{derive, Amounts};
-use crate::data::prepare::prepare;
+use crate::data::prepare::{open_verified, prepare, prepared_folder};
 use crate::experiments::efficiency::Efficiency;
 use crate::experiments::info::{describe, Speed};
 use crate::experiments::report::Report;
@@ -103,6 +103,8 @@ enum DataCommand {
     List(fetch::ListArgs),
     /// Bring public data: checked, unpacked safely, whole or absent
     Fetch(fetch::FetchArgs),
+    /// Compare every byte of a prepared corpus with its hashes
+    Verify { config: PathBuf, overrides: Vec<String> },
     /// Derive the two embedded tasks from the corpus of a pretraining config, split by its held-out documents
     Derive {
         config: PathBuf,
@@ -308,10 +310,29 @@ fn data(command: DataCommand) -> Result<Finished> {
             };
             let header = ["split", "documents", "tokens", "bytes"].map(str::to_string).to_vec();
             out(&align(vec![header, row("train", &meta.train), row("validation", &meta.validation)]))?;
+            let dropped = Some(meta.found.dropped()).filter(|d| !d.is_empty()).map(|d| format!("; left out: {d}")).unwrap_or_default();
+            let documents = if meta.found.documents == 1 { "1 document".into() } else { format!("{} documents", meta.found.documents) };
+            out(&format!("{documents} in {} files by data.document={}{dropped}\n", meta.found.files, config.data.document))?;
+            meta.found.first_invalid.iter().for_each(|place| eprintln!("left out: {place}"));
             out(&format!("vocabulary {}; {}\n", meta.vocab_size, prepared.folder.display()))?;
         }
         DataCommand::List(args) => fetch::list(&args)?,
         DataCommand::Fetch(args) => fetch::run(&args)?,
+        DataCommand::Verify { config, overrides } => {
+            let (config, origins) = load::load(&config, &overrides)?;
+            check_kind(&config, &origins, false)?;
+            let folder = prepared_folder(&config.data, None)?;
+            if !folder.exists() {
+                bail!("{}: not prepared yet (linformer data prepare)", folder.display());
+            }
+            let prepared = open_verified(&folder)?;
+            let tokens = prepared.train.len() + prepared.validation.len();
+            out(&format!(
+                "{}: {tokens} ids in {} shards, all as written\n",
+                folder.display(),
+                prepared.meta.train.shards + prepared.meta.validation.shards
+            ))?;
+        }
         DataCommand::Derive { config, out: folder, train_rows, dev_rows, words } => {
             let (config, origins) = load::load(&config, &[])?;
             check_kind(&config, &origins, false)?;

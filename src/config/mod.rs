@@ -15,4 +15,7 @@ pub use model::{
     Attention, AttentionBackend, AttentionKind, Backend, HiddenAct, KSpec, Model, Norm, Order, PositionInit, Projection, ProjectionInit,
     Sharing, WeightInit,
 };
-pub use schema::{Config, Data, DocumentRule, OneOrMany, OptimizerKind, OwnTask, Precision, Run, ScheduleKind, TaskChoice, Train};
+pub use schema::{
+    Config, Data, DocumentRule, Normalization, OnError, OneOrMany, OptimizerKind, OwnTask, Precision, Run, Sampling, ScheduleKind,
+    TaskChoice, Train,
+};

@@ -45,8 +45,23 @@ impl OneOrMany {
 }
 
 choice!(
-    /// What one document is: a file, a line, or a block of lines between blank lines.
-    DocumentRule { File = "file", Line = "line", BlankLine = "blank_line" }
+    /// What one document of a text file is: the file, a line, a block of lines between blank lines, or an article of
+    /// WikiText (` = Title = ` begins one). A record of a table file is a document always; `record`: there are only such.
+    DocumentRule { File = "file", Line = "line", Record = "record", BlankLine = "blank_line", Wikitext = "wikitext" }
+);
+choice!(
+    /// A record that cannot be read (not UTF-8, a NUL, malformed): end with its place, or leave it out and count it.
+    OnError { Stop = "stop", Skip = "skip" }
+);
+choice!(
+    /// Unicode normalization of the text.
+    Normalization { None = "none", Nfc = "nfc" }
+);
+choice!(
+    /// How sequences are cut from the corpus, by fairseq's names. `packed`: full, across documents with separators;
+    /// `complete`: whole lines as many as fit, across documents with separators, the rest padding; `complete_doc`: the
+    /// same, but a document ends its sequence.
+    Sampling { Packed = "packed", Complete = "complete", CompleteDoc = "complete_doc" }
 );
 
 /// A task by its name in the table (`linformer data list`), or a table row of one's own.
@@ -104,13 +119,25 @@ impl OwnTask {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Data {
-    /// Pretraining text: files or folders of `.txt`.
+    /// Pretraining text: files, folders (with all below them) or globs of .txt, .jsonl, .csv, .tsv (each also .gz, .zst,
+    /// .bz2, .xz) and .parquet.
     pub corpus: Option<OneOrMany>,
     pub document: DocumentRule,
-    /// `byte_bpe` (trained on the corpus), `bytes`, or a path of a `tokenizer.json`.
+    /// Column of table files that holds the text.
+    pub text_column: String,
+    /// Leave out documents whose text was there before, to the letter.
+    pub deduplicate: bool,
+    /// Leave out documents of fewer characters.
+    pub min_document_characters: usize,
+    pub normalization: Normalization,
+    pub on_error: OnError,
+    /// `byte_bpe`, `wordpiece` or `unigram` (trained on the corpus), `bytes`, or a path: a `tokenizer.json`, a BERT
+    /// `vocab.txt`, or a folder with one of them or with GPT-2's `vocab.json` and `merges.txt`.
     pub tokenizer: String,
     /// Entries of a tokenizer that is trained, special tokens and bytes included.
     pub vocab_size: usize,
+    /// A tokenizer is trained on documents chosen by their hash, about this many MiB of text.
+    pub tokenizer_sample_mib: u64,
     /// Prepared token files and derived tasks stand here, each in a folder named after what it was made from.
     pub cache_dir: PathBuf,
     /// n: tokens in a sequence, special tokens included.
@@ -119,10 +146,13 @@ pub struct Data {
     /// number of tokens a step: what takes a short run off the unigram plateau.
     pub short_sequence_length: Option<i64>,
     pub short_steps: u64,
-    /// Share of documents held out, chosen by a hash of the document's name.
+    /// Share of documents held out, chosen by a hash: of the file's name where a file is a document, else of the text.
     pub validation_fraction: f64,
     /// Validation sequences used by an evaluation; 0: all.
     pub max_validation_sequences: usize,
+    pub sampling: Sampling,
+    /// Mask all tokens of a word together (words end at white space).
+    pub whole_word_masking: bool,
     pub mask_probability: f64,
     /// Masking in evaluation; 0.15 keeps perplexities comparable with the literature, whatever the training uses.
     pub evaluation_mask_probability: f64,
@@ -143,14 +173,22 @@ impl Default for Data {
         Self {
             corpus: None,
             document: DocumentRule::File,
+            text_column: "text".into(),
+            deduplicate: false,
+            min_document_characters: 0,
+            normalization: Normalization::None,
+            on_error: OnError::Stop,
             tokenizer: "byte_bpe".into(),
             vocab_size: 8192,
+            tokenizer_sample_mib: 512,
             cache_dir: "runs/cache".into(),
             sequence_length: 512,
             short_sequence_length: None,
             short_steps: 0,
             validation_fraction: 0.05,
             max_validation_sequences: 0,
+            sampling: Sampling::Packed,
+            whole_word_masking: false,
             mask_probability: 0.15,
             evaluation_mask_probability: 0.15,
             mask_token_share: 0.8,

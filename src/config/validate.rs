@@ -28,6 +28,7 @@ impl Config {
             return Err(origins.error("data", format!("data.corpus (pretraining) and data.task (fine-tuning): {what}")));
         }
         at_least(origins, "data.sequence_length", data.sequence_length, 4)?;
+        at_least(origins, "data.tokenizer_sample_mib", data.tokenizer_sample_mib as i64, 1)?;
         match data.short_sequence_length {
             Some(short) if short < 4 || short > data.sequence_length => {
                 return Err(origins.error(

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use tch::{Device, Tensor};
 
-/// Masked sequences of one length, without padding.
+/// Masked sequences of one length; padding stands at their ends.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MlmBatch {
     length: usize,
@@ -16,6 +16,9 @@ pub struct MlmBatch {
     pub positions: Vec<i64>,
     /// The tokens that stood there.
     pub targets: Vec<i64>,
+    /// Real tokens of each sequence; empty: no padding anywhere.
+    #[serde(default)]
+    lengths: Vec<usize>,
 }
 
 /// The tensors of some sequences of an [`MlmBatch`].
@@ -26,6 +29,8 @@ pub struct MlmTensors {
     pub positions: Tensor,
     /// `[M]`; the last few may be [`IGNORED`].
     pub targets: Tensor,
+    /// `[B, n]`, 1 at real tokens; None: no padding.
+    pub attention_mask: Option<Tensor>,
 }
 
 /// A target that the loss leaves out.
@@ -36,7 +41,7 @@ const TARGETS_MULTIPLE: usize = 128;
 
 impl MlmBatch {
     pub fn new(length: usize) -> Self {
-        Self { length, ids: Vec::new(), positions: Vec::new(), targets: Vec::new() }
+        Self { length, ids: Vec::new(), positions: Vec::new(), targets: Vec::new(), lengths: Vec::new() }
     }
 
     pub fn push(&mut self, ids: &[u32], targets: &[Target]) {
@@ -46,8 +51,24 @@ impl MlmBatch {
         self.targets.extend(targets.iter().map(|t| i64::from(t.token)));
     }
 
+    /// A sequence shorter than the others, filled up with `pad`.
+    pub fn push_padded(&mut self, ids: &[u32], targets: &[Target], pad: u32) {
+        self.push(ids, targets);
+        self.lengths.push(ids.len());
+        self.ids.resize(self.lengths.len() * self.length, pad.into());
+    }
+
     pub fn length(&self) -> usize {
         self.length
+    }
+
+    /// Real tokens.
+    pub fn tokens(&self) -> usize {
+        if self.lengths.is_empty() {
+            self.ids.len()
+        } else {
+            self.lengths.iter().sum()
+        }
     }
 
     pub fn sequences(&self) -> usize {
@@ -64,8 +85,15 @@ impl MlmBatch {
         let filled = positions.len().next_multiple_of(TARGETS_MULTIPLE);
         positions.resize(filled, 0);
         targets.resize(filled, IGNORED);
+        let shape = [sequences.len() as i64, self.length as i64];
+        let attention_mask = (!self.lengths.is_empty()).then(|| {
+            let of = |length: &usize| (0..self.length).map(|i| i64::from(i < *length)).collect::<Vec<_>>();
+            let mask: Vec<i64> = self.lengths[sequences.clone()].iter().flat_map(of).collect();
+            Tensor::from_slice(&mask).view(shape).to_device(device)
+        });
         MlmTensors {
-            ids: Tensor::from_slice(&self.ids[start..end]).view([sequences.len() as i64, self.length as i64]).to_device(device),
+            attention_mask,
+            ids: Tensor::from_slice(&self.ids[start..end]).view(shape).to_device(device),
             positions: Tensor::from_slice(&positions).to_device(device),
             targets: Tensor::from_slice(&targets).to_device(device),
         }

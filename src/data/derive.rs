@@ -6,7 +6,8 @@
 //! Passages are runs of words of one document. Held-out documents (the same as in pretraining) give the development rows,
 //! the others the training rows: no text of a development row is seen in pretraining or training.
 
-use super::corpus::{documents, files, is_held_out, Document};
+use super::corpus::files;
+use super::documents::{documents, Document};
 use super::DataError;
 use crate::config::{Data, DocumentRule};
 use crate::durable::replace;
@@ -38,10 +39,10 @@ pub fn derive(data: &Data, amounts: Amounts, out: &Path) -> Result<Vec<String>, 
     }
     let corpus = data.corpus.as_ref().map(|c| c.paths()).unwrap_or_default();
     let files = files(&corpus)?;
-    let all: Vec<Document> = documents(&files, DocumentRule::File).collect::<Result<_, _>>()?;
+    let all: Vec<Document> = documents(&files, data).collect::<Result<_, _>>()?;
     let mut written = Vec::new();
     for (split, rows) in [("train", amounts.train_rows), ("dev", amounts.dev_rows)] {
-        let part: Vec<&Document> = all.iter().filter(|d| is_held_out(&d.id, data.validation_fraction) == (split == "dev")).collect();
+        let part: Vec<&Document> = all.iter().filter(|d| d.is_held_out(data.validation_fraction) == (split == "dev")).collect();
         for (task, text) in
             [("period", period_rows(&part, rows, amounts.words)), ("which_novel", pair_rows(&part, rows, amounts.words / 2))]
         {

@@ -6,7 +6,7 @@ use crate::config::{Config, Origins};
 use crate::data::batch::TaskBatch;
 use crate::data::order::EpochOrder;
 use crate::data::tasks::{Example, TaskSpec};
-use crate::data::tokenizer::Tokenizer;
+use crate::data::tokenizer::{Kind as TokenizerKind, Tokenizer};
 use crate::digest::file_sha256;
 use crate::eval::majority_share;
 use crate::log::Record;
@@ -182,13 +182,12 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
 fn tokenizer(config: &Config, origins: &Origins, parent: Option<&Parent>) -> Result<Tokenizer> {
     Ok(match (parent, config.data.tokenizer.as_str()) {
         (Some(parent), _) => Tokenizer::load(&parent.tokenizer)?,
-        (None, "bytes") => Tokenizer::bytes()?,
-        (None, "byte_bpe") => {
+        (None, name) if TokenizerKind::by_name(name).is_some() => {
             return Err(origins
-                .error("data.tokenizer", "found byte_bpe, which is trained on a corpus; a fine-tuning run takes its tokenizer from run.init_from, or give bytes or a tokenizer.json")
+                .error("data.tokenizer", format!("found {name}, which is trained on a corpus; a fine-tuning run takes its tokenizer from run.init_from, or give bytes or a tokenizer's path"))
                 .into())
         }
-        (None, path) => Tokenizer::load(Path::new(path))?,
+        (None, name) => Tokenizer::named(name)?,
     })
 }
 

@@ -2,12 +2,11 @@
 
 use super::setup::Parent;
 use crate::config::{Config, Model, Origins};
-use crate::data::tokenizer::Tokenizer;
+use crate::data::tokenizer::{Kind as TokenizerKind, Tokenizer};
 use crate::log::progress::{duration, thousands};
 use crate::model::size::{distinct_projections, forward_flops_per_token, parameters_by_part, Head};
 use crate::table::align;
 use anyhow::Result;
-use std::path::Path;
 
 /// What a given device would need: share of its peak reached, and the peak.
 #[derive(Clone, Copy, Debug)]
@@ -58,9 +57,8 @@ fn resolved(config: &Config, origins: &Origins) -> Result<Model> {
     let mut model = config.model.clone();
     if model.vocab_size.is_none() {
         model.vocab_size = Some(match config.data.tokenizer.as_str() {
-            "bytes" => Tokenizer::bytes()?.vocab_size(),
-            "byte_bpe" => config.data.vocab_size,
-            path => Tokenizer::load(Path::new(path))?.vocab_size(),
+            name if TokenizerKind::by_name(name).is_some() => config.data.vocab_size,
+            name => Tokenizer::named(name)?.vocab_size(),
         } as i64);
     }
     model.max_position_embeddings.get_or_insert(config.data.sequence_length + model.pad_token_id + 1);

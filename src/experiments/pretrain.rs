@@ -71,7 +71,7 @@ impl Task for MaskedLm {
     }
 
     fn size(&self, batch: &MlmBatch) -> BatchSize {
-        BatchSize { sequences: batch.sequences(), length: batch.length(), tokens: batch.ids.len(), targets: batch.targets.len() }
+        BatchSize { sequences: batch.sequences(), length: batch.length(), tokens: batch.tokens(), targets: batch.targets.len() }
     }
 
     fn loss(&self, batch: &MlmBatch, sequences: Range<usize>, pass: &Pass) -> Result<LossSum, NativeError> {

@@ -70,7 +70,7 @@ fn pretrain(config: &Config, parameters: &mut Parameters, batch: MlmBatch) -> Fo
     let smoothing = config.train.label_smoothing;
     Box::new(move |pass| {
         let tensors = batch.tensors(0..batch.sequences(), Device::Cpu);
-        let hidden = encoder.forward(&Input { ids: tensors.ids, attention_mask: None }, pass)?;
+        let hidden = encoder.forward(&Input { ids: tensors.ids, attention_mask: tensors.attention_mask }, pass)?;
         let logits = head.forward(&hidden, &tensors.positions);
         pass.see("lm_head", &logits);
         Ok(cross_entropy_sum(&logits, &tensors.targets, smoothing) / batch.targets.len().max(1) as f64)
