@@ -1,6 +1,6 @@
 //! Text to batches: plain integers all the way; only [`batch`] makes tensors.
 //!
-//! [`corpus`] reads documents, [`tokenizer`] turns text into ids, [`token_file`] is the token file, [`prepare`] makes token
+//! [`readers`] reads files of every kind as a stream, [`corpus`] makes documents of them, [`tokenizer`] turns text into ids, [`token_file`] is the token file, [`prepare`] makes token
 //! files from a corpus once, [`masking`] and [`pretraining`] draw masked sequences from them in the [`order`] of an epoch; [`tasks`] is the table of
 //! fine-tuning tasks, [`derive`](mod@derive) makes two of them from a corpus.
 
@@ -11,6 +11,7 @@ pub mod masking;
 pub mod order;
 pub mod prepare;
 pub mod pretraining;
+pub mod readers;
 pub mod tasks;
 pub mod token_file;
 pub mod tokenizer;
@@ -22,10 +23,14 @@ use std::path::PathBuf;
 pub enum DataError {
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
-    #[error("{path}: not UTF-8 at byte {offset}; convert the file (for example with iconv -t UTF-8)")]
-    InvalidUtf8 { path: PathBuf, offset: usize },
-    #[error("{path}: a NUL byte at byte {offset}; is this a text file?")]
-    NulByte { path: PathBuf, offset: usize },
+    #[error(
+        "{path}: line {line}: not UTF-8 at byte {offset}; convert the file (for example with iconv -t UTF-8), or set on_error to skip"
+    )]
+    InvalidUtf8 { path: PathBuf, line: usize, offset: usize },
+    #[error("{path}: line {line}: a NUL byte at byte {offset}; is this a text file?")]
+    NulByte { path: PathBuf, line: usize, offset: usize },
+    #[error("{path}: damaged or cut off ({what}: {message}); fetch or write it again")]
+    Damaged { path: PathBuf, what: String, message: String },
     #[error("data.corpus: {path}: {source}; expected a .txt file or a folder of them (paths are relative to the working directory)")]
     Corpus { path: PathBuf, source: std::io::Error },
     #[error("data.corpus: {paths}: no .txt file with text in it")]
@@ -47,14 +52,21 @@ impl DataError {
         let path = path.into();
         move |source| Self::Io { path, source }
     }
+
+    /// Whether the error is about one record, so that the ones behind it can still be read.
+    pub fn is_record(&self) -> bool {
+        matches!(self, Self::InvalidUtf8 { .. } | Self::NulByte { .. } | Self::Row { .. })
+    }
 }
 
 /// A text file, checked: UTF-8 without NUL; a byte-order mark at its start is dropped.
 pub(crate) fn read_text(path: &std::path::Path) -> Result<String, DataError> {
     let bytes = std::fs::read(path).map_err(DataError::io(path))?;
+    let line = |offset: usize| 1 + bytes[..offset].iter().filter(|b| **b == b'\n').count();
     if let Some(offset) = bytes.iter().position(|b| *b == 0) {
-        return Err(DataError::NulByte { path: path.into(), offset });
+        return Err(DataError::NulByte { path: path.into(), line: line(offset), offset });
     }
-    let text = String::from_utf8(bytes).map_err(|e| DataError::InvalidUtf8 { path: path.into(), offset: e.utf8_error().valid_up_to() })?;
-    Ok(text.strip_prefix('\u{feff}').map(str::to_string).unwrap_or(text))
+    let text = std::str::from_utf8(&bytes).map_err(|e| e.valid_up_to());
+    let text = text.map_err(|offset| DataError::InvalidUtf8 { path: path.into(), line: line(offset), offset })?;
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(text).to_string())
 }
