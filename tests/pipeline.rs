@@ -72,6 +72,7 @@ fn a_run_leaves_what_the_contract_says() {
             "tokens_per_second",
             "mfu",
             "data_wait",
+            "padding",
             "checkpoint_stall"
         ]
     );

@@ -14,4 +14,7 @@ pub use load::{ConfigError, Origins};
 pub use model::{
     Attention, AttentionKind, Backend, HiddenAct, KSpec, Model, Norm, Order, PositionInit, Projection, ProjectionInit, Sharing, WeightInit,
 };
-pub use schema::{Config, Data, DocumentRule, OneOrMany, OptimizerKind, OwnTask, Precision, Run, ScheduleKind, TaskChoice, Train};
+pub use schema::{
+    Config, Data, DocumentRule, OnError, OnOverlap, OneOrMany, OptimizerKind, OwnTask, Precision, Run, ScheduleKind, TaskChoice, TaskKind,
+    Train, Truncation,
+};

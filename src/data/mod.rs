@@ -2,11 +2,14 @@
 //!
 //! [`readers`] reads files of every kind as a stream, [`corpus`] makes documents of them, [`tokenizer`] turns text into ids, [`token_file`] is the token file, [`prepare`] makes token
 //! files from a corpus once, [`masking`] and [`pretraining`] draw masked sequences from them in the [`order`] of an epoch; [`tasks`] is the table of
-//! fine-tuning tasks, [`derive`](mod@derive) makes two of them from a corpus.
+//! fine-tuning tasks, [`derive`](mod@derive) makes two of them from a corpus, [`buckets`] says which of their rows make a batch;
+//! [`loader`] makes batches in the background.
 
 pub mod batch;
+pub mod buckets;
 pub mod corpus;
 pub mod derive;
+pub mod loader;
 pub mod masking;
 pub mod order;
 pub mod prepare;
