@@ -242,7 +242,7 @@ fn readers(lab: &Lab) -> Vec<Reader> {
         }),
         reader("tsv", vec![tsv, b"text\tlabel\r\n\"a\t1\r\n".to_vec()], move |path| {
             for kind in ["classes", "regression"] {
-                if let Ok(spec) = TaskSpec::find(&TaskChoice::Own(labels(kind)), Path::new("")) {
+                if let Ok(spec) = TaskSpec::find(&TaskChoice::Own(Box::new(labels(kind))), Path::new("")) {
                     let mut rows = Vec::new();
                     for on_error in [OnError::Stop, OnError::Skip] {
                         let _ = read(&spec, &[path.to_path_buf()], Want::Labelled, on_error, &mut Skipped::default(), &mut |row| {

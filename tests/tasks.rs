@@ -60,7 +60,8 @@ fn what_was_learned_is_evaluated_and_predicted_row_by_row_in_order() {
     }
 
     // The same rows by line, in another file order and as JSON: the same answers.
-    let lines: String = dev.lines().skip(1).rev().map(|l| l.split('\t').next().unwrap().to_string() + "\n").collect();
+    let texts: Vec<&str> = dev.lines().skip(1).collect();
+    let lines: String = texts.iter().rev().map(|l| l.split('\t').next().unwrap().to_string() + "\n").collect();
     lab.write("lines", &lines);
     let json_lines = lab.ok(&["predict", "run", "lines", "--format", "jsonl"]).stdout;
     for (line, row) in json_lines.lines().zip(rows.iter().rev()) {
@@ -163,6 +164,23 @@ fn examples_are_shown_as_the_model_sees_them() {
 }
 
 #[test]
+fn scored_texts_in_the_pretraining_corpus_are_counted_and_named() {
+    let lab = lab();
+    lab.config("pre.json", &[("data.tokenizer", json!("bytes")), ("run.dir", json!("pre")), ("train.max_steps", json!(2))]);
+    lab.ok(&["pretrain", "pre.json", "--quiet"]);
+    let known: String = common::prose(3).split_whitespace().take(12).collect::<Vec<_>>().join(" ");
+    lab.write("dev.tsv", learnable(10) + &format!("{known}\tgood\n"));
+    // The model's shape comes from the pretrained run.
+    let mut config = lab.json("fine.json");
+    config.as_object_mut().unwrap().remove("model");
+    lab.write("fine.json", config.to_string());
+    let args = ["finetune", "fine.json", "train.max_epochs=1", "data.sequence_length=16", "run.init_from=pre"];
+    let ran = lab.ok(&args);
+    assert!(ran.stderr.contains("scored texts stand in the corpus of run.init_from, the first is \""), "{}", ran.stderr);
+    assert_eq!(lab.json("run/summary.json")["pretraining_overlap"]["found"], 1);
+}
+
+#[test]
 fn odd_rows_and_leaks_are_told_at_the_start_and_in_the_result() {
     let lab = lab();
     lab.write("train.tsv", learnable(30) + "a \" lone quote\nno\tsuch label\n");
@@ -173,6 +191,7 @@ fn odd_rows_and_leaks_are_told_at_the_start_and_in_the_result() {
     assert!(ran.stderr.contains("rows stand in a scored split too"), "{}", ran.stderr);
     let skipped = &lab.json("run/summary.json")["data"]["train"]["skipped"];
     assert_eq!(skipped["rows"], 2);
-    let ran = lab.run(&["finetune", "fine.json", "run.dir=other", "data.on_overlap=stop", "data.on_error=skip"]);
+    let labels = "data.task.labels=[\"bad\",\"good\"]";
+    let ran = lab.run(&["finetune", "fine.json", labels, "run.dir=other", "data.on_overlap=stop", "data.on_error=skip"]);
     assert!(ran.code == 1 && ran.stderr.contains("data.on_overlap: ") && !lab.path("other").exists(), "{}", ran.stderr);
 }

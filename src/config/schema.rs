@@ -54,7 +54,7 @@ choice!(
 #[serde(untagged)]
 pub enum TaskChoice {
     Named(String),
-    Own(OwnTask),
+    Own(Box<OwnTask>),
 }
 
 impl<'de> Deserialize<'de> for TaskChoice {

@@ -7,6 +7,7 @@ use crate::config::{Config, Origins, TaskChoice};
 use crate::data::batch::TaskBatch;
 use crate::data::buckets::{BatchRule, Buckets};
 use crate::data::loader::Batches;
+use crate::data::tasks::leaks::{in_corpus, Leaks};
 use crate::data::tasks::prepared::{prepare, Prepared, Rows, Settings, SplitMeta};
 use crate::data::tasks::TaskSpec;
 use crate::data::tokenizer::Tokenizer;
@@ -17,6 +18,7 @@ use crate::model::weights::Select;
 use crate::model::{Parameters, Pass};
 use crate::native::NativeError;
 use crate::train::interrupt::Interrupt;
+use crate::train::run::read_config;
 use crate::train::trainer::{BatchSize, Evaluation};
 use crate::train::{LossSum, Outcome, Task};
 use anyhow::{bail, Result};
@@ -31,6 +33,8 @@ pub struct Finetune {
     scored: Vec<Rows>,
     classifier: Classifier,
     label_smoothing: f64,
+    /// Scored texts in the pretraining corpus, where both are at hand.
+    leaks: Option<Leaks>,
 }
 
 /// Training rows and the batches that they make.
@@ -130,7 +134,7 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
         train.truncate(config.data.max_train_examples);
     }
     let hashes: Map<String, Value> = [&train].into_iter().chain(&scored).map(|r| (r.meta.name.clone(), json!(r.meta.sha256))).collect();
-    let warnings = [&train].into_iter().chain(&scored).flat_map(|rows| warnings(&rows.meta)).collect();
+    let mut warnings: Vec<String> = [&train].into_iter().chain(&scored).flat_map(|rows| warnings(&rows.meta)).collect();
     let data = TaskData::new(train, &config, tokenizer.special.pad);
     let total_steps = total_steps(&config, origins, &data)?;
     let inputs = setup::inputs(&tokenizer, Value::Object(hashes), parent.as_ref())?;
@@ -144,7 +148,11 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
     if let Some(parent) = parent.as_ref().filter(|_| config.run.init_weights) {
         parent.load(&parameters, Select::Encoder)?;
     }
-    let task = Finetune { spec, data, scored, classifier, label_smoothing: config.train.label_smoothing };
+    let leaks = leaks(&spec, parent.as_ref())?;
+    if let Some(Leaks { found, texts, first: Some(first) }) = &leaks {
+        warnings.push(format!("{found} of {texts} scored texts stand in the corpus of run.init_from, the first is \"{first}\""));
+    }
+    let task = Finetune { leaks, spec, data, scored, classifier, label_smoothing: config.train.label_smoothing };
     let job = Job {
         config: &config,
         start: &start,
@@ -157,6 +165,12 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
         flops_per_token: forward_flops_per_token(&config.model, config.data.sequence_length, 0.0),
     };
     job.run(|outcome, _| Ok(summary(&start.name, &config, &task, &parameters, outcome, total_steps)))
+}
+
+/// Scored texts in the corpus that the parent was pretrained on.
+fn leaks(spec: &TaskSpec, parent: Option<&Parent>) -> Result<Option<Leaks>> {
+    let corpus = parent.and_then(|p| read_config(&p.run).ok()).and_then(|config| config.data.corpus);
+    Ok(corpus.map(|corpus| in_corpus(spec, &corpus.paths())).transpose()?.flatten())
 }
 
 /// What a user should know of a split's rows.
@@ -226,6 +240,7 @@ fn summary(name: &str, config: &Config, task: &Finetune, parameters: &Parameters
         "train_rows": task.data.rows.len(),
         "dev_rows": truth.len(),
         "data": splits,
+        "pretraining_overlap": task.leaks,
         "init_from": config.run.init_from,
         "init_weights": config.run.init_from.is_some() && config.run.init_weights,
         "seed": config.train.seed,

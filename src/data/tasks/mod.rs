@@ -1,9 +1,10 @@
 //! Fine-tuning tasks: [`table`] has those known by name, [`rows`] reads their files, [`layout`] makes sequences of the texts,
-//! and [`prepared`] keeps these as token files that open at once.
+//! [`prepared`] keeps these as token files that open at once, and [`leaks`] looks for scored texts in what was read before.
 //!
 //! GLUE's TSV has no quoting: a `"` is a character, and rows are lines.
 
 pub mod layout;
+pub mod leaks;
 pub mod prepared;
 pub mod rows;
 pub mod table;
