@@ -13,7 +13,7 @@ awk -v rows="${1:-1000000}" 'BEGIN {
 head -n 1001 train.tsv > dev.tsv
 cat > c.json <<'JSON'
 { "data": { "task": { "name": "million", "train": "train.tsv", "dev": "dev.tsv", "text": "text", "label": "label", "labels": ["0", "1"] },
-  "tokenizer": "bytes", "sequence_length": 64, "cache_dir": "cache", "on_overlap": "warn" } }
+  "tokenizer": "bytes", "sequence_length": 128, "cache_dir": "cache", "on_overlap": "warn" } }
 JSON
 ls -l train.tsv
 for what in prepare open open; do
