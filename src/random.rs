@@ -16,6 +16,8 @@ pub enum Purpose {
     Dropout = 5,
     /// Derivation of tasks from text; index: hash of the document's name.
     Derivation = 6,
+    /// Order of an epoch's batches; index: epoch.
+    BatchOrder = 7,
 }
 
 /// One purpose's stream of numbers at one index.

@@ -281,8 +281,8 @@ fn steps_that_are_not_finite_are_skipped_and_counted() {
     let ran = lab.ok(&["finetune", "c.json", "--quiet"]);
     assert!(ran.stderr.contains("the loss is not finite (inf), first in the loss itself; the step was skipped"), "{}", ran.stderr);
     let skipped: f64 = metrics(&lab.path("run")).iter().filter_map(|m| m["skipped_steps"].as_f64()).sum();
-    // Each of the 4 epochs meets the row once.
-    assert_eq!(skipped, 4.0);
+    // Each of the 3 whole epochs of 6 batches meets the row once; the half epoch at the end does not come to it.
+    assert_eq!(skipped, 3.0);
     assert!(metrics(&lab.path("run")).iter().filter_map(|m| m["loss"].as_f64()).all(f64::is_finite));
     // The same when it is broken off and goes on.
     lab.ok(&["finetune", "c.json", "run.dir=cut", "--quiet"]);

@@ -12,9 +12,12 @@ mod common;
 use common::Lab;
 use linformer::config::load;
 use linformer::config::sweep::Sweep;
-use linformer::config::{Data, DocumentRule, OwnTask, TaskChoice};
+use linformer::config::{Data, DocumentRule, OnError, OwnTask, TaskChoice, Truncation};
 use linformer::data::corpus::CorpusFile;
 use linformer::data::documents::documents;
+use linformer::data::tasks::layout::Layout as TaskLayout;
+use linformer::data::tasks::prepared::sequences;
+use linformer::data::tasks::rows::{read, Skipped, Want};
 use linformer::data::tasks::TaskSpec;
 use linformer::data::token_file::{Origin, TokenFile};
 use linformer::data::tokenizer::{Kind, Tokenizer};
@@ -243,8 +246,16 @@ fn readers(lab: &Lab) -> Vec<Reader> {
         }),
         reader("tsv", vec![tsv, b"text\tlabel\r\n\"a\t1\r\n".to_vec()], move |path| {
             for kind in ["classes", "regression"] {
-                if let Ok(spec) = TaskSpec::find(&TaskChoice::Own(labels(kind)), Path::new("")) {
-                    let _ = spec.examples(path, &tokenizer, 16);
+                if let Ok(spec) = TaskSpec::find(&TaskChoice::Own(Box::new(labels(kind))), Path::new("")) {
+                    let mut rows = Vec::new();
+                    for on_error in [OnError::Stop, OnError::Skip] {
+                        let _ = read(&spec, &[path.to_path_buf()], Want::Labelled, on_error, &mut Skipped::default(), &mut |row| {
+                            rows.push(row);
+                            Ok(())
+                        });
+                    }
+                    let layout = TaskLayout { special: tokenizer.special, length: 16, truncation: Truncation::HeadTail };
+                    let _ = sequences(&rows, &tokenizer, layout);
                 }
             }
         }),

@@ -12,7 +12,7 @@ use crate::data::prepare::{open_verified, prepare, prepared_folder};
 use crate::experiments::efficiency::Efficiency;
 use crate::experiments::info::{describe, Speed};
 use crate::experiments::report::Report;
-use crate::experiments::{self, Finished, Start};
+use crate::experiments::{self, predict, Finished, Start};
 use crate::table::align;
 use crate::train::interrupt::Interrupt;
 use crate::train::run::Resume;
@@ -49,6 +49,35 @@ enum Command {
         file: PathBuf,
         /// Keys to set in every run, such as train.max_steps=100
         overrides: Vec<String>,
+    },
+    /// Predict with a fine-tuned run: GLUE's submission files of its test split, or a file's rows or lines
+    Predict {
+        /// A run's folder (its best checkpoint), or one of its checkpoints
+        run: PathBuf,
+        /// TSV, CSV, JSON lines, parquet, plain lines, or - for standard input [default: the task's test split]
+        file: Option<PathBuf>,
+        /// What is written for a file
+        #[arg(long, value_enum, default_value = "tsv")]
+        format: predict::Format,
+        /// Without FILE: where the submission files go [default: the run's folder, submission]
+        #[arg(long, conflicts_with = "file")]
+        out: Option<PathBuf>,
+        /// Without FILE: another task with the same labels, such as ax for mnli
+        #[arg(long, conflicts_with = "file")]
+        task: Option<String>,
+        /// Keys to set, such as data.task_dir=glue
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        overrides: Vec<String>,
+    },
+    /// Metrics of a fine-tuned run on its scored splits, as JSON
+    Evaluate {
+        /// A run's folder (its best checkpoint), or one of its checkpoints
+        run: PathBuf,
+        /// Keys to set, such as data.task_dir=glue
+        overrides: Vec<String>,
+        /// Score the training rows instead
+        #[arg(long)]
+        train: bool,
     },
     /// Look for the module where a run's numbers stopped being finite
     Replay {
@@ -105,6 +134,13 @@ enum DataCommand {
     Fetch(fetch::FetchArgs),
     /// Compare every byte of a prepared corpus with its hashes
     Verify { config: PathBuf, overrides: Vec<String> },
+    /// Print the first examples of a config as the model sees them: tokens, ids, mask, label
+    Show {
+        config: PathBuf,
+        overrides: Vec<String>,
+        #[arg(short = 'n', long, default_value_t = 3)]
+        count: usize,
+    },
     /// Derive the two embedded tasks from the corpus of a pretraining config, split by its held-out documents
     Derive {
         config: PathBuf,
@@ -189,11 +225,48 @@ fn run(command: Command) -> Result<Finished> {
             Ok(Finished::Done(Value::Null))
         }
         Command::Efficiency { config, overrides, cell } => efficiency(&config, &overrides, cell.as_deref()),
+        Command::Predict { run, file, format, out: folder, task, overrides } => {
+            let (model, folder) = (fine_tuned(&run, &overrides)?, folder.unwrap_or_else(|| run_of(&run).join("submission")));
+            match file {
+                Some(file) => model.predict(&file, format, &mut std::io::stdout().lock())?,
+                None => {
+                    for path in model.submit(task.as_deref(), &folder)? {
+                        out(&format!("{}\n", path.display()))?;
+                    }
+                }
+            }
+            Ok(Finished::Done(Value::Null))
+        }
+        Command::Evaluate { run, overrides, train } => {
+            match fine_tuned(&run, &overrides)?.evaluate(train, &Interrupt::default())? {
+                Some(report) => out(&(serde_json::to_string_pretty(&report)? + "\n"))?,
+                None => bail!("interrupted"),
+            }
+            Ok(Finished::Done(Value::Null))
+        }
         Command::Report { dirs, out } => report(&dirs, out),
         Command::Info { config, overrides, mfu, peak_tflops } => info(&config, &overrides, mfu, peak_tflops),
         Command::Data(command) => data(command),
         Command::Doctor => doctor::run(),
     }
+}
+
+/// The run that a checkpoint's folder belongs to, or the run itself.
+fn run_of(path: &Path) -> &Path {
+    match path.join("manifest.json").exists() {
+        true => path.ancestors().nth(2).unwrap_or(path),
+        false => path,
+    }
+}
+
+/// A fine-tuned model, under its run's config with some keys set anew.
+fn fine_tuned(run: &Path, overrides: &[String]) -> Result<predict::Model> {
+    let file = run_of(run).join("config.json");
+    if !file.exists() {
+        bail!("{}: no such run; expected the folder of a run or of one of its checkpoints", run.display());
+    }
+    let (config, origins) = load::load(&file, overrides)?;
+    predict::Model::open(run, config, &origins)
 }
 
 fn train(args: RunArgs, finetune: bool) -> Result<Finished> {
@@ -332,6 +405,10 @@ fn data(command: DataCommand) -> Result<Finished> {
                 folder.display(),
                 prepared.meta.train.shards + prepared.meta.validation.shards
             ))?;
+        }
+        DataCommand::Show { config, overrides, count } => {
+            let (config, origins) = load::load(&config, &overrides)?;
+            out(&experiments::show::run(config, &origins, count)?)?;
         }
         DataCommand::Derive { config, out: folder, train_rows, dev_rows, words } => {
             let (config, origins) = load::load(&config, &[])?;

@@ -16,6 +16,6 @@ pub use model::{
     Sharing, WeightInit,
 };
 pub use schema::{
-    Config, Data, DocumentRule, Normalization, OnError, OneOrMany, OptimizerKind, OwnTask, Precision, Run, Sampling, ScheduleKind,
-    TaskChoice, Train,
+    Config, Data, DocumentRule, Normalization, OnError, OnOverlap, OneOrMany, OptimizerKind, OwnTask, Precision, Run, Sampling,
+    ScheduleKind, TaskChoice, TaskKind, Train, Truncation,
 };

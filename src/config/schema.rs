@@ -50,7 +50,8 @@ choice!(
     DocumentRule { File = "file", Line = "line", Record = "record", BlankLine = "blank_line", Wikitext = "wikitext" }
 );
 choice!(
-    /// A record that cannot be read (not UTF-8, a NUL, malformed): end with its place, or leave it out and count it.
+    /// A record or row that cannot be used (not UTF-8, a NUL, malformed, an unknown label): end with its place, or leave it
+    /// out and count it.
     OnError { Stop = "stop", Skip = "skip" }
 );
 choice!(
@@ -69,7 +70,7 @@ choice!(
 #[serde(untagged)]
 pub enum TaskChoice {
     Named(String),
-    Own(OwnTask),
+    Own(Box<OwnTask>),
 }
 
 impl<'de> Deserialize<'de> for TaskChoice {
@@ -83,31 +84,67 @@ impl<'de> Deserialize<'de> for TaskChoice {
     }
 }
 
-/// A user's own task: two TSV files with a header line.
+choice!(
+    /// What stays of a single text that is too long: its beginning, or its beginning and (three quarters) its end.
+    Truncation { Head = "head", HeadTail = "head_tail" }
+);
+choice!(
+    /// What happens when training rows stand in a scored split too: say so, refuse them all, or leave those rows out.
+    OnOverlap { Warn = "warn", Stop = "stop", Drop = "drop" }
+);
+choice!(TaskKind { Classification = "classification", Regression = "regression" });
+
+/// A user's own task: TSV, CSV, JSON lines or parquet, or a folder with one folder of `.txt` files a label.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OwnTask {
     pub name: String,
-    pub train: PathBuf,
-    pub dev: PathBuf,
-    /// Header of the text column.
+    pub train: OneOrMany,
+    pub dev: OneOrMany,
+    /// Rows that `linformer predict` takes when it is given no file; they need no labels.
+    #[serde(default)]
+    pub test: Option<OneOrMany>,
+    /// Column of the text.
     pub text: String,
-    /// Header of the second text of a pair.
+    /// Column of the second text of a pair.
     #[serde(default)]
     pub text_pair: Option<String>,
     pub label: String,
-    /// The labels in their order; empty for a regression on numbers.
+    /// null: classification if there are `labels`, else regression.
+    #[serde(default)]
+    pub kind: Option<TaskKind>,
+    /// The labels in their order; empty for a regression, or for those of the training rows, sorted.
     #[serde(default)]
     pub labels: Vec<String>,
     /// accuracy, f1_macro or matthews (any classes), f1 (two classes), pearson or spearman (numbers); empty: accuracy or pearson.
     #[serde(default)]
     pub metric: String,
+    /// Metrics that are reported beside it.
+    #[serde(default)]
+    pub more_metrics: Vec<String>,
+    /// false: CSV and TSV files have no header; their columns are called "0", "1", ...
+    #[serde(default = "yes")]
+    pub header: bool,
+    /// `<br />` in the texts is a line break.
+    #[serde(default)]
+    pub html_breaks: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl OwnTask {
+    pub fn is_regression(&self) -> bool {
+        match self.kind {
+            Some(kind) => kind == TaskKind::Regression,
+            None => self.labels.is_empty(),
+        }
+    }
+
     /// The metric by name, or the usual one.
     pub fn metric_name(&self) -> &str {
-        match (self.metric.as_str(), self.labels.is_empty()) {
+        match (self.metric.as_str(), self.is_regression()) {
             ("", true) => "pearson",
             ("", false) => "accuracy",
             (name, _) => name,
@@ -166,6 +203,11 @@ pub struct Data {
     pub task_dir: PathBuf,
     /// Training rows used, for trials; 0: all.
     pub max_train_examples: usize,
+    pub truncation: Truncation,
+    pub on_overlap: OnOverlap,
+    /// Fine-tuning: rows of this many batches are sorted by length before they are cut into batches, so that little of a
+    /// batch is padding; the batches are shuffled. 0: no sorting.
+    pub bucket_batches: usize,
 }
 
 impl Default for Data {
@@ -196,6 +238,9 @@ impl Default for Data {
             task: None,
             task_dir: "data/glue".into(),
             max_train_examples: 0,
+            truncation: Truncation::Head,
+            on_overlap: OnOverlap::Warn,
+            bucket_batches: 50,
         }
     }
 }
@@ -217,6 +262,8 @@ pub struct Train {
     pub max_epochs: Option<f64>,
     /// Sequences per optimizer step.
     pub batch_size: usize,
+    /// Fine-tuning: positions of a batch, padding included, instead of `batch_size`: as many sequences as fit.
+    pub batch_tokens: Option<usize>,
     /// Sequences taken at once; null: all of `batch_size`.
     pub micro_batch_size: Option<usize>,
     pub learning_rate: f64,
@@ -263,6 +310,7 @@ impl Default for Train {
             max_steps: 10_000,
             max_epochs: None,
             batch_size: 32,
+            batch_tokens: None,
             micro_batch_size: None,
             learning_rate: 5e-4,
             warmup_steps: 500,

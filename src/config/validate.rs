@@ -61,26 +61,32 @@ impl Config {
         }
     }
 
-    /// Labels and metric of a user's own task have to fit each other.
+    /// Kind, labels and metrics of a user's own task have to fit each other.
     fn validate_task(&self, task: &OwnTask, origins: &Origins) -> Checked {
-        let name = task.metric_name();
-        let metric: Metric = name
-            .parse()
-            .map_err(|()| origins.error("data.task.metric", format!("found \"{name}\", expected one of {}", Metric::names())))?;
         let classes = task.labels.len();
-        let fits = match metric {
-            Metric::Accuracy | Metric::F1Macro | Metric::Matthews => classes >= 2,
-            Metric::F1 => classes == 2,
-            Metric::Pearson | Metric::Spearman => classes == 0,
-        };
-        if !fits {
-            let message = format!("found {name} with {classes} labels, expected accuracy, f1_macro or matthews with 2 or more, f1 with 2, pearson or spearman with none");
-            return Err(origins.error("data.task.metric", message));
+        if task.is_regression() && classes > 0 {
+            return Err(origins.error("data.task.labels", "a regression has no labels, expected none or kind classification"));
+        }
+        let names = std::iter::once(("data.task.metric", task.metric_name()));
+        for (key, name) in names.chain(task.more_metrics.iter().map(|name| ("data.task.more_metrics", name.as_str()))) {
+            let metric: Metric =
+                name.parse().map_err(|()| origins.error(key, format!("found \"{name}\", expected one of {}", Metric::names())))?;
+            // Labels that are still to be read from the files are counted there.
+            let (known, regression) = (classes > 0, task.is_regression());
+            let fits = match metric {
+                Metric::Accuracy | Metric::F1Macro | Metric::Matthews => !regression && (!known || classes >= 2),
+                Metric::F1 => !regression && (!known || classes == 2),
+                Metric::Pearson | Metric::Spearman => regression,
+            };
+            if !fits {
+                let message = format!("found {name} with {classes} labels, expected accuracy, f1_macro or matthews with 2 or more, f1 with 2, pearson or spearman with none");
+                return Err(origins.error(key, message));
+            }
         }
         if let Some((_, twice)) = task.labels.iter().enumerate().find(|(i, label)| task.labels[..*i].contains(label)) {
             return Err(origins.error("data.task.labels", format!("found \"{twice}\" twice, expected distinct labels")));
         }
-        if classes == 0 && self.train.label_smoothing > 0.0 {
+        if task.is_regression() && self.train.label_smoothing > 0.0 {
             return Err(origins.error("train.label_smoothing", "is for classes; this task is a regression, expected 0"));
         }
         Ok(())
@@ -89,6 +95,13 @@ impl Config {
     fn validate_train(&self, origins: &Origins) -> Checked {
         let train = &self.train;
         at_least(origins, "train.batch_size", train.batch_size as i64, 1)?;
+        match train.batch_tokens {
+            Some(_) if self.data.task.is_none() => {
+                return Err(origins.error("train.batch_tokens", "is for fine-tuning; give a pretraining run train.batch_size"))
+            }
+            Some(tokens) => at_least(origins, "train.batch_tokens", tokens as i64, self.data.sequence_length)?,
+            None => {}
+        }
         at_least(origins, "train.log_every", train.log_every as i64, 1)?;
         at_least(origins, "train.keep_checkpoints", train.keep_checkpoints as i64, 1)?;
         at_least(origins, "train.keep_best_checkpoints", train.keep_best_checkpoints as i64, 1)?;

@@ -3,14 +3,17 @@
 //! [`readers`] reads files of every kind as a stream, [`corpus`] lists those of a corpus, [`documents`](mod@documents) makes documents of them,
 //! [`tokenizer`] turns text into ids, [`token_file`] and [`tokens`] are the token files, [`prepare`](mod@prepare) makes them
 //! from a corpus once, [`masking`] and [`pretraining`] draw masked sequences from them in the [`order`] of an epoch; [`tasks`] is the table of
-//! fine-tuning tasks, [`derive`](mod@derive) makes two of them from a corpus.
+//! fine-tuning tasks, [`derive`](mod@derive) makes two of them from a corpus, [`buckets`] says which of their rows make a batch;
+//! [`loader`] makes batches in the background.
 
 pub mod batch;
+pub mod buckets;
 pub mod catalogue;
 pub mod corpus;
 pub mod derive;
 pub mod documents;
 pub mod fetch;
+pub mod loader;
 pub mod masking;
 pub mod order;
 pub mod prepare;

@@ -1,25 +1,25 @@
 //! The order of samples: an endless row of epochs, each a permutation that is a function of (seed, epoch).
 
 use crate::random::{Purpose, Stream};
-use std::cell::RefCell;
+use std::sync::{Mutex, PoisonError};
 
 /// Which of `count` items each sample of a run is.
 pub struct EpochOrder {
     seed: u64,
     count: usize,
     /// The epoch used last.
-    cached: RefCell<Option<(u64, Vec<u32>)>>,
+    cached: Mutex<Option<(u64, Vec<u32>)>>,
 }
 
 impl EpochOrder {
     pub fn new(seed: u64, count: usize) -> Self {
-        Self { seed, count, cached: RefCell::new(None) }
+        Self { seed, count, cached: Mutex::new(None) }
     }
 
     /// The item of a sample, counted from the start of the run over all epochs.
     pub fn item(&self, sample: u64) -> usize {
         let (epoch, place) = (sample / self.count as u64, (sample % self.count as u64) as usize);
-        let mut cached = self.cached.borrow_mut();
+        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         match &*cached {
             Some((have, order)) if *have == epoch => order[place] as usize,
             _ => {
@@ -45,7 +45,7 @@ mod tests {
         assert_eq!(sorted, (0..50).collect::<Vec<_>>());
         assert_ne!(epoch(0), epoch(1));
         // Going back gives the same: nothing depends on what was asked before.
-        assert_eq!(epoch(0), EpochOrder { cached: RefCell::new(None), ..order }.items(0..50));
+        assert_eq!(epoch(0), EpochOrder { cached: Mutex::new(None), ..order }.items(0..50));
     }
 
     impl EpochOrder {

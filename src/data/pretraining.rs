@@ -1,6 +1,7 @@
 //! Masked sequences from a prepared corpus: what a step sees is a function of (seed, step).
 
 use super::batch::MlmBatch;
+use super::loader::Batches;
 use super::masking::{Masking, Target};
 use super::order::EpochOrder;
 use super::prepare::Prepared;
@@ -139,8 +140,7 @@ impl MlmData {
         self.validation.count
     }
 
-    /// The batch of a step (from 1).
-    pub fn train_batch(&self, step: u64) -> MlmBatch {
+    fn train_batch(&self, step: u64) -> MlmBatch {
         // Steps of each length count by themselves: what a step sees is a function of its number alone.
         let (blocks, before) = match &self.short {
             Some((short, steps)) if step <= *steps => (short, 0),
@@ -192,6 +192,14 @@ impl MlmData {
     pub fn validation_bytes_per_token(&self) -> f64 {
         let counts = &self.prepared.meta.validation;
         counts.bytes as f64 / (counts.tokens.max(1)) as f64
+    }
+}
+
+impl Batches for MlmData {
+    type Batch = MlmBatch;
+
+    fn batch(&self, step: u64) -> MlmBatch {
+        self.train_batch(step)
     }
 }
 

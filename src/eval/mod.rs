@@ -32,6 +32,15 @@ impl Metric {
         NAMES.iter().find(|(metric, _)| *metric == self).map_or("", |(_, name)| name)
     }
 
+    /// Its name on one of a task's scored splits: MNLI has two.
+    pub fn name_on(self, split: &str) -> &'static str {
+        match (self, split) {
+            (Metric::Accuracy, "matched") => "accuracy_matched",
+            (Metric::Accuracy, "mismatched") => "accuracy_mismatched",
+            _ => self.name(),
+        }
+    }
+
     /// All names, for messages.
     pub fn names() -> String {
         NAMES.map(|(_, name)| name).join(", ")

@@ -1,77 +1,70 @@
 //! Fine-tuning on a task with labelled sentences or pairs (paper, section 5.2, Table 2).
 
+use super::classifier::{Classifier, Scores};
 use super::setup::{self, Job, Parent};
 use super::{Finished, Start};
-use crate::config::{Config, Origins};
+use crate::config::{Config, Origins, TaskChoice};
 use crate::data::batch::TaskBatch;
-use crate::data::order::EpochOrder;
-use crate::data::tasks::{Example, TaskSpec};
+use crate::data::buckets::{BatchRule, Buckets};
+use crate::data::loader::Batches;
+use crate::data::tasks::leaks::{in_corpus, Leaks};
+use crate::data::tasks::prepared::{prepare, Prepared, Rows, Settings, SplitMeta};
+use crate::data::tasks::TaskSpec;
 use crate::data::tokenizer::{Kind as TokenizerKind, Tokenizer};
-use crate::digest::file_sha256;
 use crate::eval::majority_share;
-use crate::log::Record;
-use crate::model::loss::{cross_entropy_sum, squared_error_sum};
+use crate::log::{jsonl, Record};
 use crate::model::size::forward_flops_per_token;
 use crate::model::weights::Select;
-use crate::model::{ClassificationHead, Encoder, Input, Parameters, Pass};
+use crate::model::{Parameters, Pass};
 use crate::native::NativeError;
 use crate::train::interrupt::Interrupt;
-use crate::train::trainer::{kind_of, BatchSize, Evaluation};
+use crate::train::run::read_config;
+use crate::train::trainer::{BatchSize, Evaluation};
 use crate::train::{LossSum, Outcome, Task};
-use anyhow::{bail, Context, Result};
-use serde_json::{json, Value};
+use anyhow::{bail, Result};
+use serde_json::{json, Map, Value};
 use std::ops::Range;
-use std::path::Path;
-use tch::{Device, Kind, Tensor};
-
-const EVALUATION_BATCH: usize = 64;
 
 /// A classification or regression task.
 pub struct Finetune {
     spec: TaskSpec,
-    train: Vec<Example>,
-    dev: Vec<Example>,
-    encoder: Encoder,
-    head: ClassificationHead,
-    pad: u32,
-    kind: Kind,
-    device: Device,
-    order: EpochOrder,
-    batch_size: usize,
+    data: TaskData,
+    scored: Vec<Rows>,
+    classifier: Classifier,
     label_smoothing: f64,
+    /// Scored texts in the pretraining corpus, where both are at hand.
+    leaks: Option<Leaks>,
 }
 
-impl Finetune {
-    fn logits(&self, batch: &TaskBatch, rows: Range<usize>, pass: &Pass) -> Result<(Tensor, Tensor), NativeError> {
-        let tensors = batch.tensors(rows, self.spec.is_regression(), self.device);
-        let hidden = self.encoder.forward(&Input { ids: tensors.ids, attention_mask: Some(tensors.attention_mask) }, pass)?;
-        Ok((self.head.forward(&hidden, pass)?, tensors.labels))
-    }
+/// Training rows and the batches that they make.
+pub struct TaskData {
+    rows: Rows,
+    buckets: Buckets,
+    pad: u32,
+}
 
-    fn loss_sum(&self, logits: &Tensor, labels: &Tensor, smoothing: f64) -> Tensor {
-        if self.spec.is_regression() {
-            squared_error_sum(logits, labels)
-        } else {
-            cross_entropy_sum(logits, labels, smoothing)
-        }
+impl TaskData {
+    fn new(rows: Rows, config: &Config, pad: u32) -> Self {
+        let train = &config.train;
+        let rule = train.batch_tokens.map_or(BatchRule::Sequences(train.batch_size), BatchRule::Tokens);
+        Self { buckets: Buckets::new(train.seed, rows.lengths(), rule, config.data.bucket_batches), rows, pad }
     }
+}
 
-    fn predictions(&self, logits: &Tensor) -> Vec<f64> {
-        let values = if self.spec.is_regression() { logits.squeeze_dim(1) } else { logits.argmax(-1, false) };
-        let values = values.to_kind(Kind::Double).to_device(Device::Cpu);
-        (0..values.size()[0]).map(|i| values.double_value(&[i])).collect()
+impl Batches for TaskData {
+    type Batch = TaskBatch;
+
+    fn batch(&self, step: u64) -> TaskBatch {
+        TaskBatch::new(self.buckets.rows(step).into_iter().map(|row| self.rows.example(row)).collect(), self.pad)
     }
 }
 
 impl Task for Finetune {
     type Batch = TaskBatch;
+    type Data = TaskData;
 
-    /// Rows in the order of their epoch; a batch may reach into the next epoch.
-    fn batch(&self, step: u64) -> TaskBatch {
-        let first = (step - 1) * self.batch_size as u64;
-        let samples = first..first + self.batch_size as u64;
-        let examples = samples.map(|sample| self.train[self.order.item(sample)].clone()).collect();
-        TaskBatch::new(examples, self.pad)
+    fn data(&self) -> &TaskData {
+        &self.data
     }
 
     fn size(&self, batch: &TaskBatch) -> BatchSize {
@@ -79,41 +72,24 @@ impl Task for Finetune {
     }
 
     fn loss(&self, batch: &TaskBatch, rows: Range<usize>, pass: &Pass) -> Result<LossSum, NativeError> {
-        let (logits, labels) = self.logits(batch, rows, pass)?;
-        Ok(LossSum(self.loss_sum(&logits, &labels, self.label_smoothing)))
+        let (logits, labels) = self.classifier.forward(batch, rows, pass)?;
+        Ok(LossSum(self.classifier.loss_sum(&logits, &labels, self.label_smoothing)))
     }
 
-    /// Every row once, sorted by length; predictions meet their labels by the row's id.
+    /// Every row of every scored split once; the first metric of the first split is the score.
     fn evaluate(&self, interrupt: &Interrupt) -> Result<Option<Evaluation>, NativeError> {
-        let _guard = tch::no_grad_guard();
-        let pass = Pass::evaluation(self.kind);
-        let mut by_length: Vec<&Example> = self.dev.iter().collect();
-        by_length.sort_by_key(|e| e.ids.len());
-        let mut predicted = vec![0.0; self.dev.len()];
-        let mut sum = 0.0;
-        for chunk in by_length.chunks(EVALUATION_BATCH) {
-            if interrupt.is_set() {
-                return Ok(None);
+        let (mut values, mut parts, mut score) = (Vec::new(), Vec::new(), None);
+        for (i, (split, rows)) in self.spec.scored.iter().zip(&self.scored).enumerate() {
+            let Some(scores) = self.classifier.score(rows, &self.spec.metrics, interrupt)? else { return Ok(None) };
+            if i == 0 {
+                values.push(("loss", scores.loss));
+                values.extend(scores.constant.then_some(("constant_prediction", 1.0)));
+                score = scores.metrics.first().and_then(|(_, value)| *value);
             }
-            let batch = TaskBatch::new(chunk.iter().map(|e| (*e).clone()).collect(), self.pad);
-            let (logits, labels) = self.logits(&batch, 0..chunk.len(), &pass)?;
-            sum += self.loss_sum(&logits, &labels, 0.0).double_value(&[]);
-            chunk.iter().zip(self.predictions(&logits)).for_each(|(example, value)| predicted[example.id] = value);
+            values.extend(scores.metrics.iter().filter_map(|(metric, value)| Some((metric.name_on(&split.name), (*value)?))));
+            parts.push(text(&split.name, &scores));
         }
-        let truth: Vec<f64> = self.dev.iter().map(|e| e.label).collect();
-        let score = self.spec.metric.compute(&predicted, &truth);
-        let name = self.spec.metric.name();
-        let constant = predicted.iter().all(|p| *p == predicted[0]);
-        let mut text = match score {
-            Some(score) => format!("{name} {score:.4}"),
-            None => format!("{name} undefined"),
-        };
-        if constant {
-            text += " (one and the same prediction for every row)";
-        }
-        let values = [("loss", Some(sum / truth.len().max(1) as f64)), (name, score), ("constant_prediction", constant.then_some(1.0))];
-        let values = values.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
-        Ok(Some(Evaluation { record: Record { step: 0, split: "task", values }, score, text }))
+        Ok(Some(Evaluation { record: Record { step: 0, split: "task", values }, score, text: parts.join("; ") }))
     }
 
     fn keeps_best(&self) -> bool {
@@ -121,50 +97,61 @@ impl Task for Finetune {
     }
 }
 
+/// The scores of a split in words.
+fn text(split: &str, scores: &Scores) -> String {
+    let value = |value: &Option<f64>| value.map_or("undefined".to_string(), |v| format!("{v:.4}"));
+    let metrics: Vec<String> = scores.metrics.iter().map(|(metric, v)| format!("{} {}", metric.name_on(split), value(v))).collect();
+    let constant = if scores.constant { " (one and the same prediction for every row)" } else { "" };
+    metrics.join(", ") + constant
+}
+
+/// The task of a config with its labels known, written back into the config.
+pub fn task_of(config: &mut Config) -> Result<TaskSpec> {
+    let Some(choice) = config.data.task.clone() else { bail!("data.task is not set") };
+    let spec = TaskSpec::find(&choice, &config.data.task_dir)?;
+    if let Some(TaskChoice::Own(task)) = &mut config.data.task {
+        task.labels.clone_from(&spec.labels);
+    }
+    if spec.train.is_empty() {
+        bail!("data.task: {} has no training rows; fine-tune mnli, then linformer predict RUN --task {}", spec.name, spec.name);
+    }
+    Ok(spec)
+}
+
 /// Fine-tunes one model.
 pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finished> {
-    let Some(choice) = config.data.task.clone() else { bail!("data.task is not set") };
     let device = setup::device(&config, origins)?;
-    let spec = TaskSpec::find(&choice, &config.data.task_dir)?;
+    let spec = task_of(&mut config)?;
     let parent = Parent::find(&config)?;
     if let Some(parent) = &parent {
         config.model = parent.merge_model(&config.model, origins)?;
     }
     let tokenizer = tokenizer(&config, origins, parent.as_ref())?;
     setup::resolve_model(&mut config, origins, &tokenizer)?;
-    let length = config.data.sequence_length as usize;
-    let mut train_rows = spec.examples(&spec.train, &tokenizer, length)?;
+    let Prepared { mut train, scored, .. } = prepare(&spec, &tokenizer, &Settings::new(&config.data, &tokenizer))?;
     if config.data.max_train_examples > 0 {
-        train_rows.truncate(config.data.max_train_examples);
+        train.truncate(config.data.max_train_examples);
     }
-    let dev = spec.examples(&spec.dev, &tokenizer, length)?;
-    let total_steps = total_steps(&config, origins, train_rows.len())?;
-    let hash = |path: &Path| Ok::<_, anyhow::Error>(file_sha256(path).with_context(|| path.display().to_string())?.1);
-    let inputs = setup::inputs(&tokenizer, json!({"train": hash(&spec.train)?, "dev": hash(&spec.dev)?}), parent.as_ref())?;
+    let hashes: Map<String, Value> = [&train].into_iter().chain(&scored).map(|r| (r.meta.name.clone(), json!(r.meta.sha256))).collect();
+    let mut warnings: Vec<String> = [&train].into_iter().chain(&scored).flat_map(|rows| warnings(&rows.meta)).collect();
+    let data = TaskData::new(train, &config, tokenizer.special.pad);
+    let total_steps = total_steps(&config, origins, &data)?;
+    let inputs = setup::inputs(&tokenizer, Value::Object(hashes), parent.as_ref())?;
     let folder = setup::open_folder(&config, &start, &inputs, total_steps)?;
     if let Some(summary) = folder.done {
         return Ok(Finished::Done(summary));
     }
 
     let mut parameters = Parameters::new(config.train.seed, device);
-    let encoder = Encoder::new(&mut parameters, &config.model);
-    let head = ClassificationHead::new(&mut parameters, &config.model, spec.outputs());
+    let classifier = Classifier::new(&mut parameters, &config, spec.outputs(), tokenizer.special.pad);
     if let Some(parent) = parent.as_ref().filter(|_| config.run.init_weights) {
         parent.load(&parameters, Select::Encoder)?;
     }
-    let task = Finetune {
-        order: EpochOrder::new(config.train.seed, train_rows.len()),
-        spec,
-        train: train_rows,
-        dev,
-        encoder,
-        head,
-        pad: tokenizer.special.pad,
-        kind: kind_of(config.train.precision),
-        device,
-        batch_size: config.train.batch_size,
-        label_smoothing: config.train.label_smoothing,
-    };
+    let leaks = leaks(&spec, parent.as_ref())?;
+    if let Some(Leaks { found, texts, first: Some(first) }) = &leaks {
+        warnings.push(format!("{found} of {texts} scored texts stand in the corpus of run.init_from, the first is \"{first}\""));
+    }
+    let task = Finetune { leaks, spec, data, scored, classifier, label_smoothing: config.train.label_smoothing };
     let job = Job {
         config: &config,
         start: &start,
@@ -172,14 +159,42 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
         task: &task,
         parameters: &parameters,
         tokenizer: &tokenizer,
+        warnings,
         total_steps,
         flops_per_token: forward_flops_per_token(&config.model, config.data.sequence_length, 0.0),
     };
     job.run(|outcome, _| Ok(summary(&start.name, &config, &task, &parameters, outcome, total_steps)))
 }
 
+/// Scored texts in the corpus that the parent was pretrained on.
+fn leaks(spec: &TaskSpec, parent: Option<&Parent>) -> Result<Option<Leaks>> {
+    let corpus = parent.and_then(|p| read_config(&p.run).ok()).and_then(|config| config.data.corpus);
+    Ok(corpus.map(|corpus| in_corpus(spec, &corpus.paths())).transpose()?.flatten())
+}
+
+/// What a user should know of a split's rows.
+fn warnings(meta: &SplitMeta) -> Vec<String> {
+    let mut found = Vec::new();
+    let name = &meta.name;
+    if meta.skipped.rows > 0 {
+        found.push(format!(
+            "{name}: {} rows were skipped (data.on_error), the first: {}",
+            meta.skipped.rows,
+            meta.skipped.first.join("; ")
+        ));
+    }
+    if meta.overlap > 0 {
+        let text = meta.overlap_first.as_deref().unwrap_or_default();
+        found.push(format!("{name}: {} rows stand in a scored split too (data.on_overlap), the first is \"{text}\"", meta.overlap));
+    }
+    if meta.without_text > 0 {
+        found.push(format!("{name}: {} rows have no text", meta.without_text));
+    }
+    found
+}
+
 /// The checkpoint's tokenizer, or one that stands by itself.
-fn tokenizer(config: &Config, origins: &Origins, parent: Option<&Parent>) -> Result<Tokenizer> {
+pub fn tokenizer(config: &Config, origins: &Origins, parent: Option<&Parent>) -> Result<Tokenizer> {
     Ok(match (parent, config.data.tokenizer.as_str()) {
         (Some(parent), _) => Tokenizer::load(&parent.tokenizer)?,
         (None, name) if TokenizerKind::by_name(name).is_some() => {
@@ -192,32 +207,38 @@ fn tokenizer(config: &Config, origins: &Origins, parent: Option<&Parent>) -> Res
 }
 
 /// `max_steps`, or as many as `max_epochs` come to.
-fn total_steps(config: &Config, origins: &Origins, rows: usize) -> Result<u64> {
+fn total_steps(config: &Config, origins: &Origins, data: &TaskData) -> Result<u64> {
     let Some(epochs) = config.train.max_epochs else { return Ok(config.train.max_steps) };
-    let total = ((epochs * rows as f64 / config.train.batch_size as f64).ceil() as u64).max(1);
+    let total = data.buckets.steps(epochs);
     let warmup = config.train.warmup_steps;
     if warmup > total {
-        let message = format!("found {warmup}, but {epochs} epochs of {rows} rows are {total} steps; expected fewer");
+        let message = format!("found {warmup}, but {epochs} epochs of {} rows are {total} steps; expected fewer", data.rows.len());
         return Err(origins.error("train.warmup_steps", message).into());
     }
     Ok(total)
 }
 
 fn summary(name: &str, config: &Config, task: &Finetune, parameters: &Parameters, outcome: &Outcome, total_steps: u64) -> Value {
-    let truth: Vec<f64> = task.dev.iter().map(|e| e.label).collect();
+    let truth = task.scored.first().map(Rows::labels).unwrap_or_default();
     let best = outcome.state.best().filter(|b| b.score.is_some());
+    let lines = jsonl::read(&setup::run_dir(config, name).join("metrics.jsonl")).unwrap_or_default();
+    let splits: Map<String, Value> =
+        [&task.data.rows].into_iter().chain(&task.scored).map(|r| (r.meta.name.clone(), json!(r.meta))).collect();
     json!({
         "kind": "finetune",
         "name": name,
         "model": setup::model_summary(&config.model, parameters),
         "task": task.spec.name,
-        "metric": task.spec.metric.name(),
+        "metric": task.spec.metrics[0].name_on(&task.spec.scored[0].name),
         "value": best.and_then(|b| b.score),
         "best_step": best.map(|b| b.step),
+        "scores": best.and_then(|b| scores_at(&lines, b.step)),
         "constant_prediction": outcome.last.as_ref().and_then(|e| e.record.get("constant_prediction")) == Some(1.0),
         "majority": if task.spec.is_regression() { None } else { majority_share(&truth) },
-        "train_rows": task.train.len(),
-        "dev_rows": task.dev.len(),
+        "train_rows": task.data.rows.len(),
+        "dev_rows": truth.len(),
+        "data": splits,
+        "pretraining_overlap": task.leaks,
         "init_from": config.run.init_from,
         "init_weights": config.run.init_from.is_some() && config.run.init_weights,
         "seed": config.train.seed,
@@ -228,4 +249,11 @@ fn summary(name: &str, config: &Config, task: &Finetune, parameters: &Parameters
         "tokens_per_second": setup::tokens_per_second(&outcome.state),
         "precision": config.train.precision,
     })
+}
+
+/// Every value of the evaluation after a step.
+fn scores_at(lines: &[Map<String, Value>], step: u64) -> Option<Value> {
+    let line = lines.iter().find(|line| line["split"] == "task" && line["step"] == step)?;
+    let values = line.iter().filter(|(name, _)| !["step", "split", "time", "tokens"].contains(&name.as_str()));
+    Some(Value::Object(values.map(|(name, value)| (name.clone(), value.clone())).collect()))
 }

@@ -1,14 +1,18 @@
 //! One file per thing that the paper did: [`pretrain`] (Figure 3), [`finetune`] (Table 2), [`sweep`] (both, over a grid), [`efficiency`] (Table 3),
-//! [`report`] (their tables and curves); [`replay`] looks into a run that went wrong, [`info`] says what a config comes to before it runs, [`setup`] is what all share.
+//! [`report`] (their tables and curves); [`predict`] uses and scores a fine-tuned model ([`classifier`]); [`show`] prints what a model sees,
+//! [`replay`] looks into a run that went wrong, [`info`] says what a config comes to before it runs, [`setup`] is what all share.
 
+pub mod classifier;
 pub mod efficiency;
 pub mod finetune;
 pub mod info;
 pub mod paper;
+pub mod predict;
 pub mod pretrain;
 pub mod replay;
 pub mod report;
 pub mod setup;
+pub mod show;
 pub mod sweep;
 
 use crate::config::{Config, Origins};

@@ -65,9 +65,10 @@ impl MaskedLm {
 
 impl Task for MaskedLm {
     type Batch = MlmBatch;
+    type Data = MlmData;
 
-    fn batch(&self, step: u64) -> MlmBatch {
-        self.data.train_batch(step)
+    fn data(&self) -> &MlmData {
+        &self.data
     }
 
     fn size(&self, batch: &MlmBatch) -> BatchSize {
@@ -143,6 +144,7 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
         task: &task,
         parameters: &parameters,
         tokenizer: &task.data.prepared().tokenizer,
+        warnings: Vec::new(),
         total_steps: config.train.max_steps,
         flops_per_token: forward_flops_per_token(&config.model, config.data.sequence_length, config.data.mask_probability),
     };

@@ -171,6 +171,8 @@ pub struct Job<'a, T: Task> {
     pub task: &'a T,
     pub parameters: &'a Parameters,
     pub tokenizer: &'a Tokenizer,
+    /// What the data had that the user should know; said at the start.
+    pub warnings: Vec<String>,
     pub total_steps: u64,
     /// Of a forward pass.
     pub flops_per_token: f64,
@@ -193,7 +195,7 @@ impl<T: Task> Job<'_, T> {
         let peak_flops = measure_peak(parameters.device(), kind_of(self.config.train.precision));
         folder.write("environment.json", &environment(&self.config.run.device, peak_flops / 1e12))?;
         let progress = Progress::new(&self.start.name, state.step, self.total_steps);
-        crowded.iter().for_each(|text| progress.warn(text));
+        crowded.iter().chain(&self.warnings).for_each(|text| progress.warn(text));
         folder.damaged.iter().for_each(|text| progress.warn(&format!("passed over a checkpoint: {text}")));
         if state.step > 0 {
             progress.note(&format!("goes on after step {}", state.step));

@@ -56,6 +56,8 @@ pub struct Window {
     pub loss: f64,
     pub targets: u64,
     pub tokens: u64,
+    /// Tokens and padding.
+    pub positions: u64,
     pub seconds: f64,
     /// Seconds spent on waiting for data.
     pub waited: f64,

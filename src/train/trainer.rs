@@ -9,6 +9,7 @@ use super::saver::{Keep, Saver};
 use super::schedule::Schedule;
 use super::state::{Rank, State};
 use crate::config::{Precision, Train};
+use crate::data::loader::{self, Batches, Loader};
 use crate::log::{progress::thousands, Log, Record};
 use crate::model::watch::Watch;
 use crate::model::{Parameters, Pass};
@@ -23,10 +24,11 @@ use tch::{Kind, Tensor};
 /// What is learned: batches, their loss, and how well it is learned.
 pub trait Task {
     /// Plain data: it is written to a file when a run ends on it.
-    type Batch: Serialize;
+    type Batch: Serialize + Send;
+    type Data: Batches<Batch = Self::Batch>;
 
-    /// The whole batch of a step (from 1), a function of (seed, step) alone.
-    fn batch(&self, step: u64) -> Self::Batch;
+    /// Where the batches of the steps come from.
+    fn data(&self) -> &Self::Data;
 
     fn size(&self, batch: &Self::Batch) -> BatchSize;
 
@@ -106,7 +108,12 @@ pub enum TrainError {
 }
 
 /// Trains from `session.state` to `total_steps`, or until an interrupt or the end of patience.
-pub fn train<T: Task>(task: &T, mut session: Session) -> Result<Outcome, TrainError> {
+pub fn train<T: Task>(task: &T, session: Session) -> Result<Outcome, TrainError> {
+    let steps = session.state.step + 1..=session.total_steps;
+    loader::with(task.data(), steps, |batches| train_on(task, batches, session))
+}
+
+fn train_on<T: Task>(task: &T, batches: &Loader<T::Data>, mut session: Session) -> Result<Outcome, TrainError> {
     let schedule = Schedule::new(session.config, session.total_steps);
     let mut last = None;
     let mut saved = (session.state.step > 0 && !session.state.evaluation_pending).then_some(session.state.step);
@@ -130,7 +137,7 @@ pub fn train<T: Task>(task: &T, mut session: Session) -> Result<Outcome, TrainEr
             session.saved()?;
             return Ok(Outcome { state: session.state, interrupted, last });
         }
-        session.advance(task, &schedule)?;
+        session.advance(task, batches, &schedule)?;
     }
 }
 
@@ -146,10 +153,10 @@ enum Update {
 
 impl Session<'_> {
     /// One step with its bookkeeping.
-    fn advance<T: Task>(&mut self, task: &T, schedule: &Schedule) -> Result<(), TrainError> {
+    fn advance<T: Task>(&mut self, task: &T, batches: &Loader<T::Data>, schedule: &Schedule) -> Result<(), TrainError> {
         let step = self.state.step + 1;
         let started = Instant::now();
-        let batch = task.batch(step);
+        let batch = batches.take(step);
         self.state.window.waited += started.elapsed().as_secs_f64();
 
         let lr = schedule.at(step);
@@ -162,6 +169,7 @@ impl Session<'_> {
         self.state.seconds += seconds;
         self.state.window.seconds += seconds;
         self.state.window.tokens += size.tokens as u64;
+        self.state.window.positions += (size.sequences * size.length) as u64;
         self.log.progress.step(step);
         let norm = match update {
             Update::Made { loss, norm } => {
@@ -309,6 +317,7 @@ impl Session<'_> {
                 ("tokens_per_second", speed),
                 ("mfu", speed * self.flops_per_token / self.peak_flops),
                 ("data_wait", window.waited / window.seconds),
+                ("padding", (1.0 - window.tokens as f64 / window.positions as f64).max(0.0)),
                 ("checkpoint_stall", window.stalled / (window.seconds + window.stalled)),
             ],
         };

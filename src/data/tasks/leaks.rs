@@ -1,0 +1,138 @@
+//! Scored texts that a model has read before, in the text it was pretrained on.
+
+use super::rows::{read, Skipped, Want};
+use super::TaskSpec;
+use crate::config::OnError;
+use crate::data::readers::lines::Lines;
+use crate::data::readers::{by_name, Format, MAX_RECORD_BYTES};
+use crate::data::DataError;
+use crate::random::{combine, hash_name};
+use serde::Serialize;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::path::{Path, PathBuf};
+
+/// Words that have to follow one another in both: shorter runs are chance.
+const RUN: usize = 8;
+/// A larger corpus is not looked through at the start of a fine-tuning run.
+const LARGEST: u64 = 256 << 20;
+
+/// What the corpus has of the scored texts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Leaks {
+    /// Texts of the scored splits that are long enough to be looked for.
+    pub texts: usize,
+    /// Those whose first eight words stand in the corpus one after the other.
+    pub found: usize,
+    pub first: Option<String>,
+}
+
+/// Looks for the task's scored texts in a corpus of text files. None: it is gone, too large, or of another kind.
+pub fn in_corpus(spec: &TaskSpec, corpus: &[PathBuf]) -> Result<Option<Leaks>, DataError> {
+    let mut files = Vec::new();
+    if corpus.iter().any(|path| text_files(path, &mut files).is_err()) || files.is_empty() {
+        return Ok(None);
+    }
+    let bytes: u64 = files.iter().filter_map(|path| std::fs::metadata(path).ok()).map(|meta| meta.len()).sum();
+    if bytes > LARGEST {
+        return Ok(None);
+    }
+    let mut wanted = Wanted::default();
+    for split in &spec.scored {
+        read(spec, &split.files, Want::Labelled, OnError::Skip, &mut Skipped::default(), &mut |row| {
+            [Some(row.text), row.text_pair].into_iter().flatten().for_each(|text| wanted.add(&text));
+            Ok(())
+        })?;
+    }
+    for file in files {
+        let mut run = VecDeque::new();
+        for line in Lines::open(&file, MAX_RECORD_BYTES)?.map_while(Result::ok) {
+            words(&line.text).for_each(|word| wanted.see(&mut run, word));
+        }
+    }
+    Ok(Some(wanted.leaks()))
+}
+
+#[derive(Default)]
+struct Wanted {
+    /// Texts by their first words.
+    texts: HashMap<u64, String>,
+    found: HashSet<u64>,
+    first: Option<String>,
+}
+
+impl Wanted {
+    fn add(&mut self, text: &str) {
+        let start: VecDeque<u64> = words(text).take(RUN).collect();
+        if start.len() == RUN {
+            self.texts.entry(hash(&start)).or_insert_with(|| text.chars().take(80).collect());
+        }
+    }
+
+    fn see(&mut self, run: &mut VecDeque<u64>, word: u64) {
+        run.push_back(word);
+        if run.len() > RUN {
+            run.pop_front();
+        }
+        if run.len() == RUN {
+            let hash = hash(run);
+            if let Some(text) = self.texts.get(&hash).filter(|_| self.found.insert(hash)) {
+                self.first.get_or_insert_with(|| text.clone());
+            }
+        }
+    }
+
+    fn leaks(self) -> Leaks {
+        Leaks { texts: self.texts.len(), found: self.found.len(), first: self.first }
+    }
+}
+
+fn hash(words: &VecDeque<u64>) -> u64 {
+    words.iter().fold(0, |hash, word| combine(hash, *word))
+}
+
+/// Hashes of the words of a text: runs of letters and digits, whatever their case. Tokenized and plain text agree.
+fn words(text: &str) -> impl Iterator<Item = u64> + '_ {
+    text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(|word| hash_name(&word.to_lowercase()))
+}
+
+/// Every text file of a path, compressed or not; an error if there are files of another kind to be read.
+fn text_files(path: &Path, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    if path.is_dir() {
+        for entry in std::fs::read_dir(path)? {
+            let path = entry?.path();
+            if path.is_dir() || by_name(&path).0.is_some() {
+                text_files(&path, found)?;
+            }
+        }
+    } else if by_name(path).0.is_none_or(|format| format == Format::Text) {
+        std::fs::metadata(path)?;
+        found.push(path.to_path_buf());
+    } else {
+        return Err(std::io::ErrorKind::Unsupported.into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::config::TaskChoice;
+    use serde_json::json;
+
+    #[test]
+    fn a_scored_text_is_found_across_lines_whatever_its_case_and_marks() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::create_dir_all(path("corpus/deep")).unwrap();
+        std::fs::write(path("corpus/a.txt"), "Nothing here.\n").unwrap();
+        std::fs::write(path("corpus/deep/b.txt"), "He wrote: \"It's a charming, and\noften affecting journey of four\" friends.\n")
+            .unwrap();
+        std::fs::write(path("dev.tsv"), "text\tlabel\nit 's a charming and often affecting journey\t1\nit 's too short\t0\nan entirely new text that nobody has read before\t0\n").unwrap();
+        let own = json!({"name": "mine", "train": "none", "dev": path("dev.tsv"), "text": "text", "label": "label", "labels": ["0", "1"]});
+        let spec = TaskSpec::find(&TaskChoice::Own(serde_json::from_value(own).unwrap()), Path::new("")).unwrap();
+        let leaks = in_corpus(&spec, &[path("corpus")]).unwrap().unwrap();
+        assert_eq!((leaks.texts, leaks.found, leaks.first.as_deref()), (2, 1, Some("it 's a charming and often affecting journey")));
+        assert_eq!(in_corpus(&spec, &[path("gone")]).unwrap(), None);
+    }
+}

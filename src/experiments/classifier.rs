@@ -1,0 +1,131 @@
+//! An encoder with a head for classes or a number, and what it says of rows.
+
+use crate::config::Config;
+use crate::data::batch::TaskBatch;
+use crate::data::tasks::prepared::Rows;
+use crate::data::tasks::Example;
+use crate::eval::Metric;
+use crate::model::loss::{cross_entropy_sum, squared_error_sum};
+use crate::model::{ClassificationHead, Encoder, Input, Parameters, Pass};
+use crate::native::NativeError;
+use crate::train::interrupt::Interrupt;
+use crate::train::trainer::kind_of;
+use std::ops::Range;
+use tch::{Device, Kind, Tensor};
+
+/// Rows of a forward pass without gradients.
+const BATCH: usize = 64;
+
+pub struct Classifier {
+    encoder: Encoder,
+    head: ClassificationHead,
+    regression: bool,
+    pad: u32,
+    kind: Kind,
+    device: Device,
+}
+
+/// What was predicted for a row: the probability of each class, or one number.
+pub type Output = Vec<f64>;
+
+/// How well a split was predicted.
+pub struct Scores {
+    /// Mean over the rows.
+    pub loss: f64,
+    /// None: not defined on these predictions.
+    pub metrics: Vec<(Metric, Option<f64>)>,
+    /// One and the same prediction for every row.
+    pub constant: bool,
+}
+
+impl Classifier {
+    /// Builds the model into `parameters`. One output is a regression.
+    pub fn new(parameters: &mut Parameters, config: &Config, outputs: i64, pad: u32) -> Self {
+        let encoder = Encoder::new(parameters, &config.model);
+        let head = ClassificationHead::new(parameters, &config.model, outputs);
+        Self { encoder, head, regression: outputs == 1, pad, kind: kind_of(config.train.precision), device: parameters.device() }
+    }
+
+    /// Logits `[B, classes]` and labels of some rows of a batch.
+    pub fn forward(&self, batch: &TaskBatch, rows: Range<usize>, pass: &Pass) -> Result<(Tensor, Tensor), NativeError> {
+        let tensors = batch.tensors(rows, self.regression, self.device);
+        let hidden = self.encoder.forward(&Input { ids: tensors.ids, attention_mask: Some(tensors.attention_mask) }, pass)?;
+        Ok((self.head.forward(&hidden, pass)?, tensors.labels))
+    }
+
+    pub fn loss_sum(&self, logits: &Tensor, labels: &Tensor, smoothing: f64) -> Tensor {
+        if self.regression {
+            squared_error_sum(logits, labels)
+        } else {
+            cross_entropy_sum(logits, labels, smoothing)
+        }
+    }
+
+    /// Class, or number, of an output.
+    pub fn value(&self, output: &Output) -> f64 {
+        if self.regression {
+            return output[0];
+        }
+        // The first of equal ones, as argmax has it; a NaN is no class's.
+        let best = (0..output.len()).reduce(|a, b| if output[b] > output[a] { b } else { a });
+        best.filter(|b| !output[*b].is_nan()).map_or(f64::NAN, |b| b as f64)
+    }
+
+    /// Outputs of some examples and the sum of their losses; they may be in any order.
+    fn outputs_of(&self, examples: Vec<Example>) -> Result<(Vec<Output>, f64), NativeError> {
+        let count = examples.len();
+        let batch = TaskBatch::new(examples, self.pad);
+        let (logits, labels) = self.forward(&batch, 0..count, &Pass::evaluation(self.kind))?;
+        let loss = self.loss_sum(&logits, &labels, 0.0).double_value(&[]);
+        let logits = logits.to_kind(Kind::Double).to_device(Device::Cpu);
+        let values = if self.regression { logits } else { logits.softmax(-1, Kind::Double) };
+        let row = |i: i64| (0..values.size()[1]).map(|j| values.double_value(&[i, j])).collect();
+        Ok(((0..count as i64).map(row).collect(), loss))
+    }
+
+    /// Calls `found` with each row's number and output, rows of like length together; gives the sum of the losses. None: broken off.
+    fn by_length(
+        &self,
+        lengths: &[usize],
+        example: impl Fn(usize) -> Example,
+        interrupt: &Interrupt,
+        mut found: impl FnMut(usize, Output),
+    ) -> Result<Option<f64>, NativeError> {
+        let _guard = tch::no_grad_guard();
+        let mut order: Vec<usize> = (0..lengths.len()).collect();
+        order.sort_by_key(|row| lengths[*row]);
+        let mut sum = 0.0;
+        for rows in order.chunks(BATCH) {
+            if interrupt.is_set() {
+                return Ok(None);
+            }
+            let (outputs, loss) = self.outputs_of(rows.iter().map(|row| example(*row)).collect())?;
+            sum += loss;
+            rows.iter().zip(outputs).for_each(|(row, output)| found(*row, output));
+        }
+        Ok(Some(sum))
+    }
+
+    /// Outputs of sequences in their order.
+    pub fn predict(&self, sequences: Vec<Vec<u32>>) -> Result<Vec<Output>, NativeError> {
+        let lengths: Vec<usize> = sequences.iter().map(Vec::len).collect();
+        let mut outputs = vec![Output::new(); sequences.len()];
+        let example = |row: usize| Example { id: row, ids: sequences[row].clone(), label: 0.0 };
+        self.by_length(&lengths, example, &Interrupt::default(), |row, output| outputs[row] = output)?;
+        Ok(outputs)
+    }
+
+    /// Metrics of a split; predictions meet their labels by the row's number. None: broken off.
+    pub fn score(&self, rows: &Rows, metrics: &[Metric], interrupt: &Interrupt) -> Result<Option<Scores>, NativeError> {
+        let lengths: Vec<usize> = (0..rows.len()).map(|row| rows.length(row)).collect();
+        let mut predicted = vec![f64::NAN; rows.len()];
+        let done = self.by_length(&lengths, |row| rows.example(row), interrupt, |row, output| predicted[row] = self.value(&output))?;
+        let Some(sum) = done else { return Ok(None) };
+        let truth = rows.labels();
+        Ok(Some(Scores {
+            loss: sum / truth.len().max(1) as f64,
+            metrics: metrics.iter().map(|metric| (*metric, metric.compute(&predicted, &truth))).collect(),
+            constant: predicted.iter().all(|p| *p == predicted[0]),
+        }))
+    }
+}

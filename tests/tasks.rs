@@ -1,0 +1,197 @@
+//! Tasks by the commands a user types: fine-tune, evaluate, predict, submit, show.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use common::{set, tiny, Lab};
+use serde_json::{json, Value};
+
+/// A task that is learned in a few steps: the label is the text's first word. Lengths differ, so that batches are reordered.
+fn learnable(count: usize) -> String {
+    let row = |i: usize| {
+        let label = ["bad", "good"][(i * 7 / 3) % 2];
+        format!("{label}{}\t{label}\n", " so".repeat(i * 5 % 9))
+    };
+    "text\tlabel\n".to_string() + &(0..count).map(row).collect::<String>()
+}
+
+/// A fine-tuning config on `train.tsv` and `dev.tsv`.
+fn config(lab: &Lab, changes: &[(&str, Value)]) {
+    let mut config = tiny();
+    config["data"] = json!({"task": {"name": "mine", "train": "train.tsv", "dev": "dev.tsv", "text": "text", "label": "label", "kind": "classification",
+        "more_metrics": ["f1", "matthews"]}, "tokenizer": "bytes", "sequence_length": 32, "cache_dir": "cache"});
+    config["train"] = json!({"max_epochs": 12, "batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 2, "log_every": 5, "eval_every": 30, "checkpoint_every": 0});
+    changes.iter().for_each(|(key, value)| set(&mut config, key, value.clone()));
+    lab.write("fine.json", config.to_string());
+}
+
+fn lab() -> Lab {
+    let lab = Lab::new();
+    lab.write("train.tsv", learnable(90));
+    lab.write("dev.tsv", learnable(37));
+    config(&lab, &[]);
+    lab
+}
+
+#[test]
+fn what_was_learned_is_evaluated_and_predicted_row_by_row_in_order() {
+    let lab = lab();
+    lab.ok(&["finetune", "fine.json"]);
+    let summary = lab.json("run/summary.json");
+    assert_eq!(lab.json("run/config.json")["data"]["task"]["labels"], json!(["bad", "good"]), "the labels were not found");
+    assert!(summary["value"].as_f64().unwrap() > 0.9, "{summary}");
+    assert!(summary["scores"]["f1"].is_number() && summary["scores"]["matthews"].is_number(), "{summary}");
+    let sha256 = linformer::digest::file_sha256(&lab.path("dev.tsv")).unwrap().1;
+    assert_eq!(summary["data"]["dev"]["sha256"], json!(sha256));
+    assert!(summary["data"]["train"]["overlap"].as_u64().unwrap() > 0 && summary["data"]["train"]["repeated"].as_u64().unwrap() > 0);
+
+    let report: Value = serde_json::from_str(&lab.ok(&["evaluate", "run"]).stdout).unwrap();
+    assert_eq!(report["splits"]["dev"]["accuracy"], summary["value"]);
+    // Lengths run up and down: a prediction beside another row's label would show.
+    let table = lab.ok(&["predict", "run", "dev.tsv"]).stdout;
+    let rows: Vec<Vec<&str>> = table.lines().skip(1).map(|l| l.split('\t').collect()).collect();
+    let dev = lab.read("dev.tsv");
+    let labels: Vec<&str> = dev.lines().skip(1).map(|l| l.split('\t').nth(1).unwrap()).collect();
+    assert_eq!((rows.len(), table.lines().next()), (37, Some("index\tlabel\tprobability")));
+    let right = rows.iter().zip(&labels).enumerate().filter(|(i, (row, label))| row[0] == i.to_string() && row[1] == **label).count();
+    assert_eq!(right as f64 / 37.0, summary["value"].as_f64().unwrap());
+    for row in &rows {
+        assert!((0.5..=1.0).contains(&row[2].parse::<f64>().unwrap()), "{row:?}");
+    }
+
+    // The same rows by line, in another file order and as JSON: the same answers.
+    let texts: Vec<&str> = dev.lines().skip(1).collect();
+    let lines: String = texts.iter().rev().map(|l| l.split('\t').next().unwrap().to_string() + "\n").collect();
+    lab.write("lines", &lines);
+    let json_lines = lab.ok(&["predict", "run", "lines", "--format", "jsonl"]).stdout;
+    for (line, row) in json_lines.lines().zip(rows.iter().rev()) {
+        let line: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(line["label"], row[1]);
+        assert!((line["probability"].as_f64().unwrap() - row[2].parse::<f64>().unwrap()).abs() < 1e-4);
+        let all: f64 = line["probabilities"].as_object().unwrap().values().map(|p| p.as_f64().unwrap()).sum();
+        assert!((all - 1.0).abs() < 1e-6);
+    }
+    assert_eq!(lab.run(&["predict", "run", "nowhere.tsv"]).code, 1);
+    let ran = lab.run(&["predict", "run"]);
+    assert!(ran.code == 1 && ran.stderr.contains("has no test split"), "{}", ran.stderr);
+}
+
+#[test]
+fn standard_input_is_answered_line_by_line() {
+    use std::io::{BufRead, BufReader, Write};
+    let lab = lab();
+    lab.ok(&["finetune", "fine.json", "train.max_epochs=0.1", "train.warmup_steps=0"]);
+    let mut child =
+        lab.command(&["predict", "run", "-"]).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let (mut input, mut output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()).lines());
+    assert_eq!(output.next().unwrap().unwrap(), "index\tlabel\tprobability");
+    for i in 0..3 {
+        input.write_all(b"good so\r\n").unwrap();
+        // Waits for the answer before the next line is sent.
+        assert!(output.next().unwrap().unwrap().starts_with(&format!("{i}\t")));
+    }
+    drop(input);
+    assert!(output.next().is_none() && child.wait().unwrap().success());
+}
+
+/// Names and headers as <https://gluebenchmark.com/faq> and its sample submission have them.
+#[test]
+fn submissions_have_glues_names_and_headers() {
+    let lab = Lab::new();
+    let mut config = tiny();
+    let nli = |rows: usize| {
+        (0..rows)
+            .map(|i| format!("{i}\tx\tA man {i}.\tA cat.\t{}\n", ["neutral", "entailment", "contradiction"][i % 3]))
+            .collect::<String>()
+    };
+    let head = "index\tgenre\tsentence1\tsentence2\tgold_label\n";
+    for split in ["train", "dev_matched", "dev_mismatched"] {
+        lab.write(&format!("glue/MNLI/{split}.tsv"), format!("{head}{}", nli(12)));
+    }
+    let test = "index\tgenre\tsentence1\tsentence2\n10\tx\tA \"dog\truns.\n7\tx\tIt is a much longer sentence.\tYes.\n";
+    lab.write("glue/MNLI/test_matched.tsv", test);
+    lab.write("glue/MNLI/test_mismatched.tsv", test);
+    lab.write("glue/AX/AX.tsv", "index\tsentence1\tsentence2\n0\tThe cat sat.\tIt did.\n");
+    config["data"] = json!({"task": "mnli", "task_dir": "glue", "tokenizer": "bytes", "sequence_length": 32, "cache_dir": "cache"});
+    config["train"]["checkpoint_every"] = json!(0);
+    lab.write("m.json", config.to_string());
+    lab.ok(&["finetune", "m.json"]);
+    let scores = &lab.json("run/summary.json")["scores"];
+    assert!(scores["accuracy_matched"].is_number() && scores["accuracy_mismatched"].is_number(), "{scores}");
+    assert_eq!(lab.json("run/summary.json")["metric"], "accuracy_matched");
+    lab.ok(&["predict", "run", "--out", "sub"]);
+    lab.ok(&["predict", "run", "--out", "sub", "--task", "ax"]);
+    for (name, indices) in [("MNLI-m.tsv", vec!["10", "7"]), ("MNLI-mm.tsv", vec!["10", "7"]), ("AX.tsv", vec!["0"])] {
+        let text = lab.read(&format!("sub/{name}"));
+        let mut lines = text.lines();
+        assert_eq!(lines.next(), Some("index\tprediction"), "{name}");
+        let rows: Vec<(&str, &str)> = lines.map(|l| l.split_once('\t').unwrap()).collect();
+        assert_eq!(rows.iter().map(|r| r.0).collect::<Vec<_>>(), indices, "{name}");
+        assert!(rows.iter().all(|r| ["neutral", "entailment", "contradiction"].contains(&r.1)), "{name}: {rows:?}");
+    }
+    let ran = lab.run(&["predict", "run", "--task", "rte"]);
+    assert!(ran.code == 1 && ran.stderr.contains("--task rte: its labels or texts are not those of mnli"), "{}", ran.stderr);
+}
+
+#[test]
+fn little_of_a_batch_is_padding_and_a_batch_may_be_so_many_tokens() {
+    let lab = lab();
+    lab.write("train.tsv", learnable(900));
+    let padding = |dir: &str, changes: &[&str]| {
+        lab.ok(&[&["finetune", "fine.json", "train.max_epochs=1", &format!("run.dir={dir}")], changes].concat());
+        let metrics = common::metrics(&lab.path(dir));
+        let shares: Vec<f64> = metrics.iter().filter(|m| m["split"] == "train").map(|m| m["padding"].as_f64().unwrap()).collect();
+        shares.iter().sum::<f64>() / shares.len() as f64
+    };
+    let (sorted, unsorted) = (padding("a", &[]), padding("b", &["data.bucket_batches=0"]));
+    assert!(sorted < 0.1 && unsorted > 0.25, "{sorted} {unsorted}");
+    assert!(padding("c", &["train.batch_tokens=256"]) < 0.1);
+    let steps = |dir: &str| lab.json(&format!("{dir}/summary.json"))["total_steps"].as_u64().unwrap();
+    assert!(steps("a") == 113 && steps("c") != 113, "{} {}", steps("a"), steps("c"));
+    let ran = lab.run(&["finetune", "fine.json", "train.batch_tokens=8"]);
+    assert!(ran.code == 2 && ran.stderr.contains("train.batch_tokens: found 8, expected at least 32"), "{}", ran.stderr);
+}
+
+#[test]
+fn examples_are_shown_as_the_model_sees_them() {
+    let lab = lab();
+    let text = lab.ok(&["data", "show", "fine.json", "-n", "2"]).stdout;
+    assert!(text.contains("mine: 90 rows") && text.contains("row 1, label bad (0)"), "{text}");
+    assert!(text.contains("\"<s>\" \"b\" \"a\" \"d\"") && text.contains("ids     0 ") && text.contains("mask    1 1 1"), "{text}");
+    lab.config("pre.json", &[]);
+    let text = lab.ok(&["data", "show", "pre.json", "-n", "1"]).stdout;
+    assert!(text.contains("step 1: 8 sequences of 16 tokens") && text.contains("sequence 0, ") && text.contains("targets "), "{text}");
+}
+
+#[test]
+fn scored_texts_in_the_pretraining_corpus_are_counted_and_named() {
+    let lab = lab();
+    lab.config("pre.json", &[("data.tokenizer", json!("bytes")), ("run.dir", json!("pre")), ("train.max_steps", json!(2))]);
+    lab.ok(&["pretrain", "pre.json", "--quiet"]);
+    let known: String = common::prose(3).split_whitespace().take(12).collect::<Vec<_>>().join(" ");
+    lab.write("dev.tsv", learnable(10) + &format!("{known}\tgood\n"));
+    // The model's shape comes from the pretrained run.
+    let mut config = lab.json("fine.json");
+    config.as_object_mut().unwrap().remove("model");
+    lab.write("fine.json", config.to_string());
+    let args = ["finetune", "fine.json", "train.max_epochs=1", "data.sequence_length=16", "run.init_from=pre"];
+    let ran = lab.ok(&args);
+    assert!(ran.stderr.contains("scored texts stand in the corpus of run.init_from, the first is \""), "{}", ran.stderr);
+    assert_eq!(lab.json("run/summary.json")["pretraining_overlap"]["found"], 1);
+}
+
+#[test]
+fn odd_rows_and_leaks_are_told_at_the_start_and_in_the_result() {
+    let lab = lab();
+    lab.write("train.tsv", learnable(30) + "a \" lone quote\nno\tsuch label\n");
+    let ran = lab.run(&["finetune", "fine.json", "data.task.labels=[\"bad\",\"good\"]"]);
+    assert!(ran.code == 1 && ran.stderr.contains("train.tsv: line 32: 1 fields, expected 2"), "{}", ran.stderr);
+    let ran = lab.ok(&["finetune", "fine.json", "data.task.labels=[\"bad\",\"good\"]", "data.on_error=skip", "train.max_epochs=1"]);
+    assert!(ran.stderr.contains("train: 2 rows were skipped") && ran.stderr.contains("train.tsv: line 32"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("rows stand in a scored split too"), "{}", ran.stderr);
+    let skipped = &lab.json("run/summary.json")["data"]["train"]["skipped"];
+    assert_eq!(skipped["rows"], 2);
+    let labels = "data.task.labels=[\"bad\",\"good\"]";
+    let ran = lab.run(&["finetune", "fine.json", labels, "run.dir=other", "data.on_overlap=stop", "data.on_error=skip"]);
+    assert!(ran.code == 1 && ran.stderr.contains("data.on_overlap: ") && !lab.path("other").exists(), "{}", ran.stderr);
+}
