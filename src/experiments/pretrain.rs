@@ -56,7 +56,7 @@ impl MaskedLm {
     /// Sum of the loss, and how many predictions were right.
     fn measure(&self, batch: &MlmBatch, pass: &Pass) -> Result<(f64, i64), NativeError> {
         let tensors = batch.tensors(0..batch.sequences(), self.device);
-        let hidden = self.encoder.forward(&Input { ids: tensors.ids, attention_mask: None }, pass)?;
+        let hidden = self.encoder.forward(&Input { ids: tensors.ids, attention_mask: tensors.attention_mask }, pass)?;
         let logits = self.head.forward(&hidden, &tensors.positions);
         let right = logits.argmax(-1, false).eq_tensor(&tensors.targets).sum(Kind::Int64).int64_value(&[]);
         Ok((cross_entropy_sum(&logits, &tensors.targets, 0.0).double_value(&[]), right))
@@ -77,7 +77,7 @@ impl Task for MaskedLm {
 
     fn loss(&self, batch: &MlmBatch, sequences: Range<usize>, pass: &Pass) -> Result<LossSum, NativeError> {
         let tensors = batch.tensors(sequences, self.device);
-        let hidden = self.encoder.forward(&Input { ids: tensors.ids, attention_mask: None }, pass)?;
+        let hidden = self.encoder.forward(&Input { ids: tensors.ids, attention_mask: tensors.attention_mask }, pass)?;
         Ok(LossSum(self.head.loss(&hidden, &tensors.positions, &tensors.targets, self.label_smoothing, pass)?))
     }
 
