@@ -4,6 +4,11 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "kernels.h"
 
@@ -21,11 +26,34 @@ typedef uint16_t WideHalves __attribute__((vector_size(64)));
 inline Floats splat(float x) { return Floats{} + x; }
 inline Words bits_of(Floats x) { return (Words)x; }
 inline Floats floats_of(Words x) { return (Floats)x; }
-inline Floats choose(Ints condition, Floats yes, Floats no) {
-  return floats_of(((Words)condition & bits_of(yes)) | (~(Words)condition & bits_of(no)));
-}
+inline Floats choose(Ints condition, Floats yes, Floats no) { return condition ? yes : no; }
+
+// One instruction where there is one; the bits are the same everywhere.
+#if defined(__AVX512F__)
+// a * b + c, rounded once.
+inline Floats multiply_add(Floats a, Floats b, Floats c) { return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+// a > b ? a : b, and a < b ? a : b.
+inline Floats larger(Floats a, Floats b) { return (Floats)_mm512_max_ps((__m512)a, (__m512)b); }
+inline Floats smaller(Floats a, Floats b) { return (Floats)_mm512_min_ps((__m512)a, (__m512)b); }
+#else
 inline Floats larger(Floats a, Floats b) { return choose(a > b, a, b); }
 inline Floats smaller(Floats a, Floats b) { return choose(a < b, a, b); }
+#if defined(__FMA__)
+inline Floats multiply_add(Floats a, Floats b, Floats c) {
+  __m256 x[2], y[2], z[2];
+  std::memcpy(x, &a, 64), std::memcpy(y, &b, 64), std::memcpy(z, &c, 64);
+  for (int i = 0; i < 2; i++) z[i] = _mm256_fmadd_ps(x[i], y[i], z[i]);
+  std::memcpy(&c, z, 64);
+  return c;
+}
+#else
+inline Floats multiply_add(Floats a, Floats b, Floats c) {
+  for (int i = 0; i < kWidth; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return c;
+}
+#endif
+#endif
+inline Floats multiply_add(Floats a, Floats b, float c) { return multiply_add(a, b, splat(c)); }
 
 inline Floats widen(Halves h) { return floats_of(__builtin_convertvector(h, Words) << 16); }
 // To nearest, ties to even; NaN stays NaN.
@@ -99,30 +127,30 @@ inline Floats fill(Floats v, int count, float other) {
 inline Floats exponential(Floats argument) {
   Floats x = larger(smaller(argument, splat(88.0f)), splat(-87.0f));
   const float kMagic = 12582912.0f;  // 1.5 x 2^23: adding it rounds to an integer in the low bits
-  const Floats shifted = x * 1.44269504f + kMagic;
+  const Floats shifted = multiply_add(x, splat(1.44269504f), kMagic);
   const Floats n = shifted - kMagic;
-  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  const Floats r = multiply_add(n, splat(2.12194440e-4f), multiply_add(n, splat(-0.693359375f), x));
   Floats p = splat(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + (r + 1.0f);
+  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) p = multiply_add(p, r, c);
+  p = multiply_add(p, r * r, r + 1.0f);
   const Ints exponent = (Ints)shifted - 0x4b400000;
   return choose(argument == argument, floats_of((Words)((Ints)p + (exponent << 23))), argument);
+}
+
+// 1 / x for x in [1, 2^60] within 1 unit in the last place: a division takes longer than everything around it.
+inline Floats reciprocal(Floats x) {
+  Floats r = floats_of(0x7ef311c7u - bits_of(x));  // within 5.1 %, by the layout of a float
+  for (int i = 0; i < 3; i++) r = multiply_add(r, multiply_add(-x, r, 1.0f), r);
+  return r;
 }
 
 // Phi(x) and e^(-x^2/2): Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7.
 inline Floats normal_cdf(Floats x, Floats& density) {
   const Floats z = floats_of(bits_of(x) & 0x7fffffffu) * 0.70710678f;
   density = exponential(x * x * -0.5f);
-  const Floats t = 1.0f / (z * 0.3275911f + 1.0f);
+  const Floats t = reciprocal(multiply_add(z, splat(0.3275911f), 1.0f));
   Floats p = splat(1.061405429f);
-  p = p * t + -1.453152027f;
-  p = p * t + 1.421413741f;
-  p = p * t + -0.284496736f;
-  p = p * t + 0.254829592f;
+  for (float c : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f}) p = multiply_add(p, t, c);
   const Floats tail = p * t * density * 0.5f;
   return choose(x < 0.0f, tail, 1.0f - tail);
 }
@@ -154,13 +182,35 @@ class Dropout {
     have_ = group;
     uint32_t words[4][kLanes];
     philox(mask_, group * kLanes, words);
+    const uint32_t threshold = mask_.threshold();
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+    const __m512i limit = _mm512_set1_epi16(static_cast<short>(threshold));
+    const __m512 scale = _mm512_set1_ps(scale_);
+    for (int first = 0; first < kLanes; first += 16) {
+      __m512i w[4];
+      for (int i = 0; i < 4; i++) w[i] = _mm512_loadu_si512(words[i] + first);
+      const __m512i low01 = _mm512_unpacklo_epi32(w[0], w[1]), high01 = _mm512_unpackhi_epi32(w[0], w[1]);
+      const __m512i low23 = _mm512_unpacklo_epi32(w[2], w[3]), high23 = _mm512_unpackhi_epi32(w[2], w[3]);
+      // Byte j of kept[i]: the eight elements of block 4 j + i.
+      const uint32_t kept[4] = {_mm512_cmpge_epu16_mask(_mm512_unpacklo_epi64(low01, low23), limit),
+                                _mm512_cmpge_epu16_mask(_mm512_unpackhi_epi64(low01, low23), limit),
+                                _mm512_cmpge_epu16_mask(_mm512_unpacklo_epi64(high01, high23), limit),
+                                _mm512_cmpge_epu16_mask(_mm512_unpackhi_epi64(high01, high23), limit)};
+      for (int pair = 0; pair < 8; pair++) {
+        const int shift = pair / 2 * 8, i = pair % 2 * 2;
+        const uint32_t both = ((kept[i] >> shift) & 0xffu) | (((kept[i + 1] >> shift) & 0xffu) << 8);
+        _mm512_store_ps(factor_ + (first / 2 + pair) * kWidth, _mm512_maskz_mov_ps(static_cast<__mmask16>(both), scale));
+      }
+    }
+#else
+    // Words of one block side by side: the order of the elements.
     uint32_t ordered[kLanes * 4];
     for (int i = 0; i < kLanes; i++)
       for (int w = 0; w < 4; w++) ordered[i * 4 + w] = words[w][i];
     uint16_t bits[kGroup];
     std::memcpy(bits, ordered, sizeof bits);
-    const uint32_t threshold = mask_.threshold();
     for (int i = 0; i < kGroup; i++) factor_[i] = bits[i] < threshold ? 0.0f : scale_;
+#endif
   }
 
   Mask mask_;
