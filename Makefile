@@ -49,7 +49,8 @@ test-long: setup ## 20,000 steps: memory and open files stay flat (2 min)
 fuzz: setup ## broken files for every reader: FUZZ_COUNT=1000000 each, FUZZ_SEED=1, FUZZ_ONLY=reader
 	@$(TEST) --test fuzz $(SLOW)
 
-test-slow: setup test-kill test-crash test-faults test-long ## all slow tests, a little fuzzing, and a real TensorBoard reading our event files
+test-slow: setup test-kill test-faults test-long ## the slow tests, every sixth crash point, a little fuzzing, and a real TensorBoard reading our event files
+	@CRASH_STEP=6 $(TEST) --test crash_points --test fetch $(SLOW) every_crash_point
 	@FUZZ_COUNT=20000 FUZZ_SEED=2 $(TEST) --test fuzz $(SLOW)
 	@scripts/tensorboard_check.sh
 

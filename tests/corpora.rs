@@ -251,3 +251,34 @@ fn each_sampling_and_tokenizer_trains() {
     assert!(losses.iter().all(|l| l.is_finite() && *l > 0.0), "{losses:?}");
     assert_eq!(loss("again", &[("data.sampling", json!("complete"))]), losses[1]);
 }
+
+/// The same lines with more padding behind them give the same evaluation: attention, compression and loss leave it out.
+#[test]
+fn the_loss_of_padded_sequences_does_not_depend_on_the_padding() {
+    let lab = Lab::new();
+    let line = |i: usize| format!("{i}: {}\n", &common::prose(i)[..10 + i * 7 % 31]);
+    lab.write("short/a.txt", (0..200).map(line).collect::<String>());
+    let loss = |length: u64| {
+        let dir = format!("run{length}");
+        let changes = [
+            ("data.corpus", json!("short")),
+            ("data.document", json!("line")),
+            ("data.tokenizer", json!("bytes")),
+            ("data.sampling", json!("complete_doc")),
+            ("data.sequence_length", json!(length)),
+            ("model.max_position_embeddings", json!(98)),
+            ("train.learning_rate", json!(1e-30)),
+            ("train.max_steps", json!(1)),
+            ("train.warmup_steps", json!(0)),
+            ("run.dir", json!(dir)),
+        ];
+        lab.config("c.json", &changes);
+        lab.ok(&["pretrain", "c.json", "--quiet"]);
+        let metrics = common::metrics(&lab.path(&dir));
+        let of = |split: &str| metrics.iter().find(|m| m["split"] == split).unwrap()["loss"].as_f64().unwrap();
+        (of("train"), of("valid"))
+    };
+    let (short, long) = (loss(64), loss(96));
+    assert!((short.1 - long.1).abs() < 1e-5, "evaluation: {} with little padding, {} with more", short.1, long.1);
+    assert!((short.0 - long.0).abs() < 0.2, "training: {} and {}", short.0, long.0);
+}

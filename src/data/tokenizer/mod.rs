@@ -70,7 +70,7 @@ impl Tokenizer {
         self.vocab_size
     }
 
-    /// Ids of a text without special tokens. (A unigram model finds "<s>" among its pieces: such places are left out.)
+    /// Ids of a text without special tokens. (A unigram model finds `<s>` among its pieces: such places are left out.)
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
         let SpecialIds { cls, pad, sep, mask } = self.special;
         let mut ids = Vec::new();
