@@ -214,6 +214,26 @@ fn readers(lab: &Lab) -> Vec<Reader> {
             .collect()
     };
     let configs = [vec![file("c.json"), file("run/config.json")], experiments("demo")].concat();
+    // A reader that knows its file by the ending.
+    fn tables(ending: &'static str, seeds: Vec<Vec<u8>>) -> Reader {
+        let read = move |path: &Path| {
+            let named = path.with_extension(ending);
+            fs::rename(path, &named).unwrap();
+            let data = Data { on_error: OnError::Skip, ..Data::default() };
+            documents(&[CorpusFile { id: "input".into(), path: named.clone() }], &data).for_each(drop);
+            fs::rename(named, path).unwrap();
+        };
+        Reader { name: ending, seeds, read: Box::new(read) }
+    }
+    let small_parquet = |codec: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/readers/{codec}.parquet"));
+        fs::read(path).unwrap()
+    };
+    let gzip = |text: &str| {
+        let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        std::io::Write::write_all(&mut out, text.as_bytes()).unwrap();
+        out.finish().unwrap()
+    };
     fn reader(name: &'static str, seeds: Vec<Vec<u8>>, read: impl Fn(&Path) + 'static) -> Reader {
         Reader { name, seeds, read: Box::new(read) }
     }
@@ -265,6 +285,10 @@ fn readers(lab: &Lab) -> Vec<Reader> {
                 documents(&[CorpusFile { id: "input".into(), path: path.into() }], &data).for_each(drop);
             }
         }),
+        tables("csv", vec![b"text,label\n\"a, b\",1\r\n\"say \"\"hi\"\"\",0\n".to_vec(), b"label,text\n1,plain\n".to_vec()]),
+        tables("jsonl", vec![b"{\"text\": \"a\", \"label\": 1}\n{\"label\": \"0\", \"text\": \"b\\u00e9\"}\n".to_vec()]),
+        tables("parquet", vec![small_parquet("snappy"), small_parquet("zstd"), small_parquet("gzip"), small_parquet("none")]),
+        tables("txt.gz", vec![gzip(&common::prose(3))]),
         reader("metrics", vec![file("run/metrics.jsonl")], |path| drop(linformer::log::jsonl::JsonLines::open(path, 2))),
     ]
 }
@@ -274,13 +298,14 @@ fn number(variable: &str, otherwise: u64) -> u64 {
 }
 
 fn all(inputs: u64) {
+    // Panics that the program catches are not printed; one that it does not catch is a finding.
+    linformer::native::panics::install_hook();
     let lab = Lab::new();
     // In memory where there is such a file system: every input is written once.
     let memory = Path::new("/dev/shm");
     let folder = if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() };
     let only = std::env::var("FUZZ_ONLY").ok();
     let seed = number("FUZZ_SEED", 1);
-    // Inside `catch_unwind` a panic is a finding, told by the assertion; its own text goes to stderr.
     let total: u64 = readers(&lab)
         .iter()
         .filter(|r| only.as_deref().is_none_or(|o| o == r.name))

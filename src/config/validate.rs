@@ -28,6 +28,7 @@ impl Config {
             return Err(origins.error("data", format!("data.corpus (pretraining) and data.task (fine-tuning): {what}")));
         }
         at_least(origins, "data.sequence_length", data.sequence_length, 4)?;
+        at_most(origins, "data.sequence_length", data.sequence_length, LARGEST_DIMENSION)?;
         at_least(origins, "data.tokenizer_sample_mib", data.tokenizer_sample_mib as i64, 1)?;
         match data.short_sequence_length {
             Some(short) if short < 4 || short > data.sequence_length => {
@@ -163,8 +164,16 @@ impl Model {
             ("model.type_vocab_size", self.type_vocab_size),
         ] {
             at_least(origins, key, value, 1)?;
+            at_most(origins, key, value, LARGEST_DIMENSION)?;
+        }
+        at_most(origins, "model.num_hidden_layers", self.num_hidden_layers, MOST_LAYERS)?;
+        let optional = [("model.vocab_size", self.vocab_size), ("model.max_position_embeddings", self.max_position_embeddings)];
+        for (key, value) in optional.into_iter().filter_map(|(key, value)| Some((key, value?))) {
+            at_least(origins, key, value, 1)?;
+            at_most(origins, key, value, LARGEST_DIMENSION)?;
         }
         at_least(origins, "model.pad_token_id", self.pad_token_id, 0)?;
+        at_most(origins, "model.pad_token_id", self.pad_token_id, LARGEST_DIMENSION)?;
         if self.hidden_size % self.num_attention_heads != 0 {
             return Err(origins.error(
                 "model.num_attention_heads",
@@ -227,7 +236,12 @@ impl Model {
                 }
             }
         }
-        for k in (0..layers).flat_map(|l| (0..heads).map(move |h| (l, h))).map(|(l, h)| attention.k.at(l, h)) {
+        let every = match &attention.k {
+            KSpec::One(k) => vec![*k],
+            KSpec::PerLayer(list) => list.clone(),
+            KSpec::PerHead(lists) => lists.concat(),
+        };
+        for k in every {
             if k < 1 || k > n {
                 return Err(origins.error(key, format!("found {k}, expected 1 to n = {n}")));
             }
@@ -248,6 +262,17 @@ impl Model {
 fn at_least(origins: &Origins, key: &str, found: i64, least: i64) -> Checked {
     if found < least {
         return Err(origins.error(key, format!("found {found}, expected at least {least}")));
+    }
+    Ok(())
+}
+
+/// What no model has and no machine holds: a mistake in the file, found before anything is counted or allocated.
+const LARGEST_DIMENSION: i64 = 1 << 26;
+const MOST_LAYERS: i64 = 10_000;
+
+fn at_most(origins: &Origins, key: &str, found: i64, most: i64) -> Checked {
+    if found > most {
+        return Err(origins.error(key, format!("found {found}, expected at most {most}")));
     }
     Ok(())
 }
