@@ -132,8 +132,8 @@ impl RunFolder {
     fn fork(&mut self, folder: &Path, config: &Value, inputs: &Value) -> Result<(), RunError> {
         let parent = folder.ancestors().nth(2).unwrap_or(folder);
         let was = serde_json::to_value(read_config(parent)?).unwrap_or_default();
-        let tokenizer = read_json(&parent.join("inputs.json"))?["tokenizer"].take();
-        if tokenizer != inputs["tokenizer"] {
+        let parent_inputs = read_json(&parent.join("inputs.json"))?;
+        if parent_inputs.get("tokenizer") != inputs.get("tokenizer") {
             let message = "its tokenizer is another one than this config's: its weights mean nothing here".to_string();
             return Err(RunError::Invalid { path: folder.into(), message });
         }

@@ -72,10 +72,10 @@ impl State {
     /// From `state.json` of a checkpoint of any format up to [`FORMAT`].
     pub fn read(text: &str, format: u32) -> Result<Self, String> {
         let mut value: Value = serde_json::from_str(text).map_err(|e| e.to_string())?;
-        if format < 2 {
+        if let (true, Value::Object(object)) = (format < 2, &mut value) {
             // Format 1 kept one best evaluation, or null.
-            let best = value["best"].take();
-            value["best"] = if best.is_null() { Value::Array(Vec::new()) } else { Value::Array(vec![best]) };
+            let best = object.remove("best").unwrap_or_default();
+            object.insert("best".into(), if best.is_null() { Value::Array(Vec::new()) } else { Value::Array(vec![best]) });
         }
         serde_json::from_value(value).map_err(|e| e.to_string())
     }
