@@ -10,7 +10,8 @@ run = pathlib.Path(sys.argv[1])
 events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
 events.Reload()
 lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-groups = {"lr": "optim", "grad_norm": "optim", "tokens_per_second": "speed", "mfu": "speed", "data_wait": "speed"}
+groups = dict.fromkeys(["lr", "grad_norm", "grad_norm_max", "grad_norm_spikes", "skipped_steps"], "optim")
+groups |= dict.fromkeys(["tokens_per_second", "mfu", "data_wait", "padding", "checkpoint_stall"], "speed")
 compared = 0
 for line in lines:
     for name, value in line.items():
