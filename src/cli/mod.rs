@@ -15,7 +15,7 @@ use crate::experiments::report::Report;
 use crate::experiments::{self, predict, Finished, Start};
 use crate::table::align;
 use crate::train::interrupt::Interrupt;
-use crate::train::run::Resume;
+use crate::train::run::{run_of, Resume};
 use anyhow::{bail, Context, Result};
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
@@ -251,14 +251,6 @@ fn run(command: Command) -> Result<Finished> {
     }
 }
 
-/// The run that a checkpoint's folder belongs to, or the run itself.
-fn run_of(path: &Path) -> &Path {
-    match path.join("manifest.json").exists() {
-        true => path.ancestors().nth(2).unwrap_or(path),
-        false => path,
-    }
-}
-
 /// A fine-tuned model, under its run's config with some keys set anew.
 fn fine_tuned(run: &Path, overrides: &[String]) -> Result<predict::Model> {
     let file = run_of(run).join("config.json");
@@ -386,7 +378,7 @@ fn data(command: DataCommand) -> Result<Finished> {
             let dropped = Some(meta.found.dropped()).filter(|d| !d.is_empty()).map(|d| format!("; left out: {d}")).unwrap_or_default();
             let documents = if meta.found.documents == 1 { "1 document".into() } else { format!("{} documents", meta.found.documents) };
             out(&format!("{documents} in {} files by data.document={}{dropped}\n", meta.found.files, config.data.document))?;
-            meta.found.first_invalid.iter().for_each(|place| eprintln!("left out: {place}"));
+            meta.found.first_invalid.iter().for_each(|place| say(&format!("left out: {place}")));
             out(&format!("vocabulary {}; {}\n", meta.vocab_size, prepared.folder.display()))?;
         }
         DataCommand::List(args) => fetch::list(&args)?,

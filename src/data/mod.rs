@@ -24,6 +24,7 @@ pub mod token_file;
 pub mod tokenizer;
 pub mod tokens;
 
+use crate::durable::SealError;
 use std::path::PathBuf;
 
 /// Why data was refused; always one line that says what to do.
@@ -57,6 +58,15 @@ pub enum DataError {
     Row { path: PathBuf, line: usize, message: String },
     #[error("{0}")]
     Task(String),
+}
+
+impl From<SealError> for DataError {
+    fn from(error: SealError) -> Self {
+        match error {
+            SealError::Read { path, source } => Self::Io { path, source },
+            SealError::Broken { path, message } => Self::Shard { path, message },
+        }
+    }
 }
 
 impl DataError {

@@ -11,7 +11,7 @@ use super::tokens::{lines_name, shard_name, SplitWriter, Tokens, SHARD_TOKENS};
 use super::DataError;
 use crate::config::{Data, Sampling};
 use crate::digest::hex;
-use crate::durable::{publish, seal, verify, SealError, MANIFEST};
+use crate::durable::{publish, seal, verify, MANIFEST};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -94,10 +94,7 @@ pub fn open_verified(folder: &Path) -> Result<Prepared, DataError> {
 fn open_checked(folder: &Path, verified: u64) -> Result<Prepared, DataError> {
     let check = |names: &[String]| {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        verify(folder, &names, FORMAT..=FORMAT).map_err(|error| match error {
-            SealError::Read { path, source } => DataError::Io { path, source },
-            SealError::Broken { path, message } => DataError::Shard { path, message },
-        })
+        verify(folder, &names, FORMAT..=FORMAT).map_err(DataError::from)
     };
     check(&["tokenizer.json", "meta.json"].map(str::to_string))?;
     let path = folder.join("meta.json");
@@ -214,7 +211,7 @@ impl<'a> Job<'a> {
         let split =
             |(shards, totals): (usize, Totals), bytes| SplitCounts { shards, documents: totals.documents, tokens: totals.tokens, bytes };
         let (train, validation) = (split(train.finish()?, bytes[0]), split(validation.finish()?, bytes[1]));
-        let sha256 = |name, counts: &SplitCounts| Ok(Tokens::open(aside, name, &origin, counts.shards, false)?.sha256());
+        let sha256 = |name, counts: &SplitCounts| Tokens::open(aside, name, &origin, counts.shards, false).map(|tokens| tokens.sha256());
         let meta = Meta {
             format: FORMAT,
             settings_sha256: hex(&self.settings),

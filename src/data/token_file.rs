@@ -38,6 +38,14 @@ pub struct Totals {
     pub largest: u64,
 }
 
+impl std::ops::AddAssign for Totals {
+    fn add_assign(&mut self, other: Self) {
+        self.tokens += other.tokens;
+        self.documents += other.documents;
+        self.largest = self.largest.max(other.largest);
+    }
+}
+
 /// Writes ids document by document; the header is completed by [`TokenWriter::finish`].
 pub struct TokenWriter {
     path: PathBuf,

@@ -65,15 +65,8 @@ impl SplitWriter {
     }
 
     fn close(&mut self, next: TokenWriter) -> Result<(), DataError> {
-        let done = std::mem::replace(&mut self.current, next).finish()?;
-        self.add(done);
+        self.totals += std::mem::replace(&mut self.current, next).finish()?;
         Ok(())
-    }
-
-    fn add(&mut self, done: Totals) {
-        self.totals.tokens += done.tokens;
-        self.totals.documents += done.documents;
-        self.totals.largest = self.totals.largest.max(done.largest);
     }
 
     /// Closes the last shard; gives how many there are, and what is in them.
@@ -81,12 +74,8 @@ impl SplitWriter {
         if let Some(out) = &mut self.lines {
             out.flush().map_err(DataError::io(self.folder.join(lines_name(self.split))))?;
         }
-        let done = self.current.finish()?;
-        let (mut totals, shards) = (self.totals, self.shards);
-        totals.tokens += done.tokens;
-        totals.documents += done.documents;
-        totals.largest = totals.largest.max(done.largest);
-        Ok((shards, totals))
+        self.totals += self.current.finish()?;
+        Ok((self.shards, self.totals))
     }
 }
 

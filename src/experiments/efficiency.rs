@@ -18,6 +18,7 @@ use crate::train::trainer::kind_of;
 use anyhow::{bail, Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{json, Value};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -250,7 +251,8 @@ pub fn run(efficiency: &Efficiency, file: &Path, overrides: &[String]) -> Result
         for (index, cell) in row.iter_mut().enumerate() {
             cell.bytes = efficiency.memory_of(file, overrides, cell, index);
         }
-        eprintln!("n = {n}: measured");
+        // A reader that went away is no reason to stop.
+        let _ = writeln!(std::io::stderr(), "n = {n}: measured");
         cells.append(&mut row);
     }
     let out = &efficiency.out;

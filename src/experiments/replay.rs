@@ -71,9 +71,7 @@ fn pretrain(config: &Config, parameters: &mut Parameters, batch: MlmBatch) -> Fo
     Box::new(move |pass| {
         let tensors = batch.tensors(0..batch.sequences(), Device::Cpu);
         let hidden = encoder.forward(&Input { ids: tensors.ids, attention_mask: tensors.attention_mask }, pass)?;
-        let logits = head.forward(&hidden, &tensors.positions);
-        pass.see("lm_head", &logits);
-        Ok(cross_entropy_sum(&logits, &tensors.targets, smoothing) / batch.targets.len().max(1) as f64)
+        Ok(head.loss(&hidden, &tensors.positions, &tensors.targets, smoothing, pass)? / batch.targets.len().max(1) as f64)
     })
 }
 

@@ -11,7 +11,7 @@ use crate::model::Parameters;
 use crate::native::runtime;
 use crate::train::checkpoint::{step_name, Checkpoint};
 use crate::train::optimizer::Optimizer;
-use crate::train::run::{environment, read_config, RunFolder};
+use crate::train::run::{environment, is_checkpoint, read_config, run_of, RunFolder};
 use crate::train::saver::{check_room, estimate, Saver};
 use crate::train::state::State;
 use crate::train::trainer::{keep, kind_of, Session};
@@ -71,10 +71,9 @@ impl Parent {
     pub fn find(config: &Config) -> Result<Option<Self>> {
         let Some(path) = &config.run.init_from else { return Ok(None) };
         let key = "run.init_from";
-        let is_checkpoint = path.join("manifest.json").exists();
-        let run = if is_checkpoint { path.ancestors().nth(2).unwrap_or(path).to_path_buf() } else { path.clone() };
+        let run = run_of(path).to_path_buf();
         let theirs = read_config(&run).with_context(|| format!("{key}: expected the folder of a run or of one of its checkpoints"))?;
-        let checkpoint = if is_checkpoint {
+        let checkpoint = if is_checkpoint(path) {
             Checkpoint::open(path).with_context(|| key.to_string())?
         } else {
             let checkpoints = run.join("checkpoints");

@@ -179,6 +179,19 @@ impl RunFolder {
     }
 }
 
+/// The run that a checkpoint's folder belongs to, or the run itself.
+pub fn run_of(path: &Path) -> &Path {
+    match is_checkpoint(path) {
+        true => path.ancestors().nth(2).unwrap_or(path),
+        false => path,
+    }
+}
+
+/// Whether the folder is a checkpoint's, not a run's.
+pub fn is_checkpoint(path: &Path) -> bool {
+    path.join(durable::MANIFEST).exists()
+}
+
 /// The config of a run's folder as it was resolved.
 pub fn read_config(run: &Path) -> Result<Config, RunError> {
     let path = run.join("config.json");

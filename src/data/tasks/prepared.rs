@@ -11,7 +11,7 @@ use crate::data::token_file::{Origin, TokenFile, TokenWriter};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::DataError;
 use crate::digest::{file_sha256, hex, sha256};
-use crate::durable::{publish, seal, verify, SealError, MANIFEST};
+use crate::durable::{publish, seal, verify, MANIFEST};
 use crate::native::mapped::MappedFile;
 use crate::random::hash_name;
 use serde::{Deserialize, Serialize};
@@ -153,12 +153,14 @@ pub struct Prepared {
 
 /// Prepares a task, or opens what was prepared from the same files with the same settings.
 pub fn prepare(spec: &TaskSpec, tokenizer: &Tokenizer, settings: &Settings) -> Result<Prepared, DataError> {
-    let (fingerprint, tokenizer_id) = fingerprint(spec, tokenizer, settings)?;
+    let origin = origin(tokenizer)?;
+    let tokenizer_id = hex(&origin.tokenizer_sha256);
+    let fingerprint = fingerprint(spec, &tokenizer_id, settings)?;
     let folder = settings.cache_dir.join(format!("task-{}-{}-{}", slug(&spec.name), &tokenizer_id[..4], &fingerprint[..12]));
     if !folder.join(MANIFEST).exists() {
-        write(spec, tokenizer, settings, &folder)?;
+        write(spec, tokenizer, &origin, settings, &folder)?;
     }
-    open(spec, &folder, &origin(tokenizer)?)
+    open(spec, &folder, &origin)
 }
 
 /// Rows of another tokenizer are refused.
@@ -170,10 +172,7 @@ fn origin(tokenizer: &Tokenizer) -> Result<Origin, DataError> {
 fn open(spec: &TaskSpec, folder: &Path, origin: &Origin) -> Result<Prepared, DataError> {
     let names = file_names(spec);
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    verify(folder, &names, FORMAT..=FORMAT).map_err(|error| match error {
-        SealError::Read { path, source } => DataError::Io { path, source },
-        SealError::Broken { path, message } => DataError::Shard { path, message },
-    })?;
+    verify(folder, &names, FORMAT..=FORMAT)?;
     let path = folder.join("meta.json");
     let text = std::fs::read_to_string(&path).map_err(DataError::io(&path))?;
     let meta: Meta = serde_json::from_str(&text).map_err(|e| DataError::Shard { path, message: e.to_string() })?;
@@ -200,8 +199,7 @@ fn slug(name: &str) -> String {
 }
 
 /// Changes with any setting, the tokenizer, or a file's name, size or time of change.
-fn fingerprint(spec: &TaskSpec, tokenizer: &Tokenizer, settings: &Settings) -> Result<(String, String), DataError> {
-    let tokenizer_id = sha256(tokenizer.to_json()?.as_bytes());
+fn fingerprint(spec: &TaskSpec, tokenizer_id: &str, settings: &Settings) -> Result<String, DataError> {
     let mut hash = Sha256::new();
     hash.update(format!("{FORMAT} {tokenizer_id} {:?} {} {}\n", settings.layout, settings.on_error, settings.on_overlap));
     let TaskSpec { text, headless_text, text_pair, label, labels, header, html_breaks, .. } = spec;
@@ -215,7 +213,7 @@ fn fingerprint(spec: &TaskSpec, tokenizer: &Tokenizer, settings: &Settings) -> R
             hash.update(format!("{}\0{}\0{changed}\n", full.display(), meta.len()));
         }
     }
-    Ok((hex(&hash.finalize()), tokenizer_id))
+    Ok(hex(&hash.finalize()))
 }
 
 fn missing(spec: &TaskSpec, path: &Path, source: std::io::Error) -> DataError {
@@ -255,7 +253,7 @@ fn checksum(spec: &TaskSpec, files: &[PathBuf]) -> Result<String, DataError> {
 }
 
 /// One process at a time: another that wants the same waits, and finds it made.
-fn write(spec: &TaskSpec, tokenizer: &Tokenizer, settings: &Settings, folder: &Path) -> Result<(), DataError> {
+fn write(spec: &TaskSpec, tokenizer: &Tokenizer, origin: &Origin, settings: &Settings, folder: &Path) -> Result<(), DataError> {
     let (aside, lock) = (folder.with_extension("tmp"), folder.with_extension("lock"));
     std::fs::create_dir_all(settings.cache_dir).map_err(DataError::io(settings.cache_dir))?;
     let held = File::create(&lock).map_err(DataError::io(&lock))?;
@@ -263,7 +261,7 @@ fn write(spec: &TaskSpec, tokenizer: &Tokenizer, settings: &Settings, folder: &P
     if folder.join(MANIFEST).exists() {
         return Ok(());
     }
-    let result = write_into(spec, tokenizer, settings, &aside).and_then(|()| {
+    let result = write_into(spec, tokenizer, origin, settings, &aside).and_then(|()| {
         let names = file_names(spec);
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         seal(&aside, &names, FORMAT).map_err(|(path, source)| DataError::Io { path, source })?;
@@ -275,14 +273,14 @@ fn write(spec: &TaskSpec, tokenizer: &Tokenizer, settings: &Settings, folder: &P
     result
 }
 
-fn write_into(spec: &TaskSpec, tokenizer: &Tokenizer, settings: &Settings, aside: &Path) -> Result<(), DataError> {
+fn write_into(spec: &TaskSpec, tokenizer: &Tokenizer, origin: &Origin, settings: &Settings, aside: &Path) -> Result<(), DataError> {
     let _ = std::fs::remove_dir_all(aside);
     std::fs::create_dir_all(aside).map_err(DataError::io(aside))?;
     let mut scored = HashSet::new();
     let mut metas = Vec::new();
     for (name, files) in splits(spec) {
         let is_train = name == "train";
-        let mut writer = SplitWriter::create(aside, name, tokenizer, settings.layout)?;
+        let mut writer = SplitWriter::create(aside, name, tokenizer, origin, settings.layout)?;
         writer.meta.sha256 = checksum(spec, files)?;
         let mut skipped = Skipped::default();
         let (mut seen, mut first) = (HashSet::new(), None);
@@ -339,9 +337,9 @@ struct SplitWriter<'a> {
 }
 
 impl<'a> SplitWriter<'a> {
-    fn create(folder: &Path, name: String, tokenizer: &'a Tokenizer, layout: Layout) -> Result<Self, DataError> {
+    fn create(folder: &Path, name: String, tokenizer: &'a Tokenizer, origin: &Origin, layout: Layout) -> Result<Self, DataError> {
         let path = folder.join(format!("{name}.rows"));
-        let tokens = TokenWriter::create(&folder.join(format!("{name}.bin")), &origin(tokenizer)?, 0)?;
+        let tokens = TokenWriter::create(&folder.join(format!("{name}.bin")), origin, 0)?;
         let rows = BufWriter::new(File::create(&path).map_err(DataError::io(&path))?);
         Ok(Self { meta: SplitMeta { name, ..SplitMeta::default() }, tokens, rows, path, tokenizer, layout, waiting: Vec::new() })
     }
