@@ -21,6 +21,7 @@ pub enum Purpose {
 }
 
 /// One purpose's stream of numbers at one index.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream {
     pub(crate) key: u64,

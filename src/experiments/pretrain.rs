@@ -57,7 +57,7 @@ impl MaskedLm {
     fn measure(&self, batch: &MlmBatch, pass: &Pass) -> Result<(f64, i64), NativeError> {
         let tensors = batch.tensors(0..batch.sequences(), self.device);
         let hidden = self.encoder.forward(&Input { ids: tensors.ids, attention_mask: tensors.attention_mask }, pass)?;
-        let logits = self.head.forward(&hidden, &tensors.positions);
+        let logits = self.head.forward(&hidden, &tensors.positions)?;
         let right = logits.argmax(-1, false).eq_tensor(&tensors.targets).sum(Kind::Int64).int64_value(&[]);
         Ok((cross_entropy_sum(&logits, &tensors.targets, 0.0).double_value(&[]), right))
     }

@@ -9,7 +9,7 @@ use super::layers::{Linear, Pass};
 use super::parameters::Parameters;
 use super::projection::{Compressed, Projection};
 use crate::config::{AttentionBackend, AttentionKind, Backend, Model, Order, Sharing};
-use crate::native::fused::{attention, attention_is_supported};
+use crate::native::fused::{attention, attention_is_supported, heads, HeadWeights};
 use crate::native::NativeError;
 use tch::{Kind, Tensor};
 
@@ -68,6 +68,9 @@ impl Parts {
     }
 }
 
+/// k, v and which keys take part.
+type KeysAndValues = (Tensor, Tensor, Option<Tensor>);
+
 struct Compression {
     keys: Projection,
     /// None: E = F.
@@ -96,17 +99,39 @@ impl SelfAttention {
 
     /// x `[B, L, d]` -> `[B, L, d]`, heads side by side.
     pub fn forward(&self, x: &Tensor, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
-        let parts = self.parts(x, keep);
-        let out = match parts.key_mask() {
-            Some(mask) if self.own_kernel && attention_is_supported(x.kind(), x.device(), x.size()[2] / self.heads) => {
-                let (k, v) = (self.merge(&parts.k), self.merge(&parts.v));
-                let drop = pass.drop(self.dropout, &self.place, self.heads * x.size()[1] * k.size()[1]);
-                attention(&parts.q, &k, &v, mask.as_ref(), self.heads, drop)?
+        let has_kernel = self.own_kernel && attention_is_supported(x.kind(), x.device(), x.size()[2] / self.heads);
+        let out = match self.block_weights() {
+            Some((weights, k)) if has_kernel => {
+                let drop = pass.drop(self.dropout, &self.place, self.heads * x.size()[1] * k.unwrap_or(x.size()[1]));
+                heads(x, &weights, keep.map(|keep| &keep.real), self.heads, drop)?
             }
-            _ => self.by_libtorch(&parts, pass)?,
+            _ => self.by_parts(&self.parts(x, keep)?, has_kernel, pass)?,
         };
         pass.see(self.place.trim_end_matches(".probabilities"), &out);
         Ok(out)
+    }
+
+    /// What one block does as a whole, and k: full attention, and projections that are matrices for all heads, compress first.
+    fn block_weights(&self) -> Option<(HeadWeights<'_>, Option<i64>)> {
+        let (project_keys, project_values) = match &self.compression {
+            None => (None, None),
+            Some(Compression { project_first: true, .. }) => return None,
+            Some(Compression { keys, values: None, .. }) => (Some(keys.matrix()?), None),
+            Some(Compression { keys, values: Some(values), .. }) => (Some(keys.matrix()?), Some(values.matrix()?)),
+        };
+        let [query, key, value] = [&self.query, &self.key, &self.value].map(Linear::affine);
+        Some((HeadWeights { query, key, value, project_keys, project_values }, project_keys.map(|e| e.tensor().size()[0])))
+    }
+
+    fn by_parts(&self, parts: &Parts, has_kernel: bool, pass: &Pass) -> Result<Tensor, NativeError> {
+        match parts.key_mask() {
+            Some(mask) if has_kernel => {
+                let (k, v) = (self.merge(&parts.k), self.merge(&parts.v));
+                let drop = pass.drop(self.dropout, &self.place, self.heads * parts.q.size()[1] * k.size()[1]);
+                attention(&parts.q, &k, &v, mask.as_ref(), self.heads, drop)
+            }
+            _ => self.by_libtorch(parts, pass),
+        }
     }
 
     fn by_libtorch(&self, parts: &Parts, pass: &Pass) -> Result<Tensor, NativeError> {
@@ -121,48 +146,48 @@ impl SelfAttention {
     }
 
     /// P of the paper, `[B, h, L, L]` or `[B, h, L, k]`, in fp32.
-    pub fn probabilities(&self, x: &Tensor, keep: Option<&Keep>) -> Tensor {
-        let parts = self.parts(x, keep);
-        probabilities(&self.split(&parts.q), &self.split(&parts.k), parts.mask.as_ref()).to_kind(Kind::Float)
+    pub fn probabilities(&self, x: &Tensor, keep: Option<&Keep>) -> Result<Tensor, NativeError> {
+        let parts = self.parts(x, keep)?;
+        Ok(probabilities(&self.split(&parts.q), &self.split(&parts.k), parts.mask.as_ref()).to_kind(Kind::Float))
     }
 
-    fn parts(&self, x: &Tensor, keep: Option<&Keep>) -> Parts {
-        let q = self.query.forward(x);
-        match &self.compression {
+    fn parts(&self, x: &Tensor, keep: Option<&Keep>) -> Result<Parts, NativeError> {
+        let q = self.query.forward(x)?;
+        Ok(match &self.compression {
             None => {
                 let mask = keep.map(|keep| keep.real.unsqueeze(1).unsqueeze(1));
-                Parts { q, k: self.key.forward(x), v: self.value.forward(x), mask }
+                Parts { q, k: self.key.forward(x)?, v: self.value.forward(x)?, mask }
             }
             Some(compression) => {
                 let zeroed = keep.map_or_else(|| x.shallow_clone(), |keep| x * &keep.factor);
                 let real = keep.map(|keep| &keep.real);
                 let (k, v, mask) = if compression.project_first {
-                    self.project_then_compress(compression, &zeroed, real)
+                    self.project_then_compress(compression, &zeroed, real)?
                 } else {
-                    self.compress_then_project(compression, &zeroed, real)
+                    self.compress_then_project(compression, &zeroed, real)?
                 };
                 Parts { q, k, v, mask }
             }
-        }
+        })
     }
 
     /// E X computed once for keys and values when E = F, then (E X) W + b on k rows instead of n.
-    fn compress_then_project(&self, compression: &Compression, x: &Tensor, real: Option<&Tensor>) -> (Tensor, Tensor, Option<Tensor>) {
+    fn compress_then_project(&self, compression: &Compression, x: &Tensor, real: Option<&Tensor>) -> Result<KeysAndValues, NativeError> {
         let keys = compression.keys.compress(x, real);
         let values = compression.values.as_ref().map(|f| f.compress(x, real).rows);
-        (self.key.forward(&keys.rows), self.value.forward(values.as_ref().unwrap_or(&keys.rows)), keys.mask)
+        Ok((self.key.forward(&keys.rows)?, self.value.forward(values.as_ref().unwrap_or(&keys.rows))?, keys.mask))
     }
 
     /// E_i (X W_i) + b_i: needed where every head has its own E.
-    fn project_then_compress(&self, compression: &Compression, x: &Tensor, real: Option<&Tensor>) -> (Tensor, Tensor, Option<Tensor>) {
+    fn project_then_compress(&self, compression: &Compression, x: &Tensor, real: Option<&Tensor>) -> Result<KeysAndValues, NativeError> {
         let compress = |projection: &Projection, linear: &Linear| {
-            let Compressed { rows, mask } = projection.compress(&self.split(&linear.without_bias(x)), real);
+            let Compressed { rows, mask } = projection.compress(&self.split(&linear.without_bias(x)?), real);
             let bias = linear.bias.to_kind(rows.kind()).view([1, self.heads, 1, -1]);
-            (rows + bias, mask)
+            Ok((rows + bias, mask))
         };
-        let (k, mask) = compress(&compression.keys, &self.key);
-        let (v, _) = compress(compression.values.as_ref().unwrap_or(&compression.keys), &self.value);
-        (k, v, mask)
+        let (k, mask) = compress(&compression.keys, &self.key)?;
+        let (v, _) = compress(compression.values.as_ref().unwrap_or(&compression.keys), &self.value)?;
+        Ok((k, v, mask))
     }
 
     /// `[B, m, d]` -> `[B, h, m, d/h]`; what is split already stays.

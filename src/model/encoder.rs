@@ -2,11 +2,12 @@
 
 use super::attention::{Keep, SelfAttention};
 use super::init::Init;
-use super::layers::{activate, activate_fused, LayerNorm, Linear, Pass};
+use super::layers::{activate, is_fused, LayerNorm, Linear, Pass};
 use super::parameters::Parameters;
 use super::projection::Projection;
 use crate::config::{AttentionKind, Backend, HiddenAct, Model, Norm, PositionInit, Sharing};
-use crate::native::fused::{is_supported, Drop};
+use crate::native::fused::{embedding, feed_forward, is_supported, output_norm, Drop};
+use crate::native::weight::Weight;
 use crate::native::NativeError;
 use tch::{Kind, Tensor};
 
@@ -51,13 +52,13 @@ impl Encoder {
     }
 
     /// The word embeddings `[V, d]`, to which the MLM head is tied.
-    pub fn word_embeddings(&self) -> &Tensor {
+    pub fn word_embeddings(&self) -> &Weight {
         &self.embeddings.word
     }
 }
 
 struct Embeddings {
-    word: Tensor,
+    word: Weight,
     position: Tensor,
     token_type: Tensor,
     norm: LayerNorm,
@@ -79,7 +80,7 @@ impl Embeddings {
         };
         let positions = config.sequence_length() + pad + 1;
         Self {
-            word: parameters.create(
+            word: parameters.create_weight(
                 &format!("{name}.word_embeddings.weight"),
                 &[config.vocabulary(), d],
                 Init::NormalWithZeroRow { std: word_std, row: pad },
@@ -97,23 +98,35 @@ impl Embeddings {
         }
     }
 
-    /// RoBERTa counts positions from pad + 1 and gives padding the position pad.
     fn forward(&self, input: &Input, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
-        let length = input.ids.size()[1];
-        let words = Tensor::embedding(&self.word, &input.ids, self.pad, false, false);
-        let positions = match keep {
-            None => self.position.narrow(0, self.pad + 1, length).unsqueeze(0),
-            Some(keep) => {
-                let real = keep.real.to_kind(Kind::Int64);
-                let ids = real.cumsum(1, Kind::Int64) * &real + self.pad;
-                Tensor::embedding(&self.position, &ids, self.pad, false, false)
-            }
+        let places = self.places(&input.ids, keep);
+        let normal = if self.backend == Backend::Fused && is_supported(pass.kind, input.ids.device()) {
+            let size = [input.ids.size(), vec![self.token_type.size()[1]]].concat();
+            let token_type = self.token_type.get(0);
+            let sum = embedding(self.word.tensor(), &self.position, &token_type, &input.ids, &places, self.pad, pass.kind)?;
+            self.norm.forward_fused(sum)?.view(size.as_slice())
+        } else {
+            let words = Tensor::embedding(self.word.tensor(), &input.ids, self.pad, false, false);
+            let positions = Tensor::embedding(&self.position, &places, self.pad, false, false);
+            self.norm.forward(&(words + positions + self.token_type.get(0)).to_kind(pass.kind))
         };
-        let sum = (words + positions + self.token_type.get(0)).to_kind(pass.kind);
-        let normal = if is_fused(self.backend, &sum) { self.norm.after(sum, None, None, Drop::NONE)? } else { self.norm.forward(&sum) };
         let out = pass.dropout(normal, self.dropout, "roberta.embeddings")?;
         pass.see("roberta.embeddings", &out);
         Ok(out)
+    }
+
+    /// RoBERTa counts positions from pad + 1 and gives padding the position pad: `[B, L]`.
+    fn places(&self, ids: &Tensor, keep: Option<&Keep>) -> Tensor {
+        match keep {
+            None => {
+                let (first, length) = (self.pad + 1, ids.size()[1]);
+                Tensor::arange_start(first, first + length, (Kind::Int64, ids.device())).expand_as(ids)
+            }
+            Some(keep) => {
+                let real = keep.real.to_kind(Kind::Int64);
+                real.cumsum(1, Kind::Int64) * &real + self.pad
+            }
+        }
     }
 }
 
@@ -154,7 +167,7 @@ impl Layer {
     /// x `[B, L, d]` -> `[B, L, d]`.
     fn forward(&self, x: Tensor, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
         match self.norm {
-            Norm::Post if is_fused(self.backend, &x) => self.forward_fused(x, keep, pass),
+            Norm::Post if is_fused(self.backend, &x) && !pass.is_watched() => self.forward_fused(x, keep, pass),
             Norm::Post => {
                 let x = self.attention_norm.forward(&(self.attend(&x, keep, pass)? + &x));
                 Ok(self.output_norm.forward(&(self.feed_forward(&x, pass)? + &x)))
@@ -167,18 +180,18 @@ impl Layer {
     }
 
     fn attend(&self, x: &Tensor, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
-        let out = self.attention_output.forward(&self.attention.forward(x, keep, pass)?);
+        let out = self.attention_output.forward(&self.attention.forward(x, keep, pass)?)?;
         pass.see(&self.places[0], &out);
         pass.dropout(out, self.dropout, &self.places[0])
     }
 
     fn feed_forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor, NativeError> {
-        let out = self.output.forward(&activate(&self.intermediate.forward(x), self.act));
+        let out = self.output.forward(&activate(&self.intermediate.forward(x)?, self.act))?;
         pass.see(&self.places[1], &out);
         pass.dropout(out, self.dropout, &self.places[1])
     }
 
-    /// The same with bias, dropout, residual sum and LayerNorm in one block, and bias and GELU in another.
+    /// The same in two blocks, behind the heads' outputs.
     fn forward_fused(&self, x: Tensor, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
         let (size, width) = (x.size(), x.size()[2]);
         let (attended, x) = (self.attention.forward(&x, keep, pass)?.view([-1, width]), x.view([-1, width]));
@@ -199,22 +212,19 @@ impl Layer {
     /// among all rows, of which a sequence has `length`.
     fn rest_of_layer(&self, attended: &Tensor, x: &Tensor, length: i64, first: i64, pass: &Pass) -> Result<Tensor, NativeError> {
         let width = x.size()[1];
-        let end = |y: Tensor, bias: &Tensor, residual: &Tensor, norm: &LayerNorm, place: &str| {
-            pass.see(place, &y);
+        let drop = |place: &str| {
             let drop = pass.drop(self.dropout, place, length * width);
-            norm.after(y, Some(bias), Some(residual), Drop { offset: drop.offset + first * width, ..drop })
+            Drop { offset: drop.offset + first * width, ..drop }
         };
-        let y = self.attention_output.without_bias(attended);
-        let x = end(y, &self.attention_output.bias, x, &self.attention_norm, &self.places[0])?;
-        let h = activate_fused(&self.intermediate.without_bias(&x), &self.intermediate.bias, self.act)?;
-        end(self.output.without_bias(&h), &self.output.bias, &x, &self.output_norm, &self.places[1])
+        let norms = [&self.attention_norm, &self.output_norm].map(LayerNorm::parameters);
+        let x = output_norm(attended, x, self.attention_output.affine(), norms[0], drop(&self.places[0]))?;
+        let (inner, outer, drop) = (self.intermediate.affine(), self.output.affine(), drop(&self.places[1]));
+        match self.act {
+            HiddenAct::Gelu => feed_forward(&x, inner, outer, norms[1], drop),
+            HiddenAct::Relu => output_norm(&self.intermediate.forward(&x)?.relu(), &x, outer, norms[1], drop),
+        }
     }
 }
 
 /// Rows taken at once where nothing is kept for a backward pass.
 const ROW_BLOCK: i64 = 2048;
-
-/// Whether this tensor goes through the blocks of our own.
-pub(super) fn is_fused(backend: Backend, x: &Tensor) -> bool {
-    backend == Backend::Fused && is_supported(x.kind(), x.device())
-}

@@ -1,12 +1,12 @@
 //! From hidden states to predictions: RoBERTa's masked-LM head and its classification head.
 
-use super::encoder::is_fused;
 use super::init::Init;
-use super::layers::{activate, activate_fused, LayerNorm, Linear, Pass};
+use super::layers::{activate, activate_fused, is_fused, LayerNorm, Linear, Pass};
 use super::loss::cross_entropy_sum;
 use super::parameters::Parameters;
 use crate::config::{Backend, HiddenAct, Model};
-use crate::native::fused::{vocabulary_loss, Drop};
+use crate::native::fused::vocabulary_loss;
+use crate::native::weight::Weight;
 use crate::native::NativeError;
 use tch::Tensor;
 
@@ -15,13 +15,13 @@ pub struct MaskedLmHead {
     dense: Linear,
     norm: LayerNorm,
     bias: Tensor,
-    word_embeddings: Tensor,
+    word_embeddings: Weight,
     act: HiddenAct,
     backend: Backend,
 }
 
 impl MaskedLmHead {
-    pub fn new(parameters: &mut Parameters, config: &Model, word_embeddings: &Tensor) -> Self {
+    pub fn new(parameters: &mut Parameters, config: &Model, word_embeddings: &Weight) -> Self {
         Self {
             dense: Linear::new(parameters, "lm_head.dense", config.hidden_size, config.hidden_size, config),
             norm: LayerNorm::new(parameters, "lm_head.layer_norm", config),
@@ -36,23 +36,22 @@ impl MaskedLmHead {
     /// (negative: ignored), in nats. The fused block never stores logits and gradient side by side.
     pub fn loss(&self, hidden: &Tensor, positions: &Tensor, targets: &Tensor, smoothing: f64, pass: &Pass) -> Result<Tensor, NativeError> {
         if !is_fused(self.backend, hidden) || pass.is_watched() {
-            let logits = self.forward(hidden, positions);
+            let logits = self.forward(hidden, positions)?;
             pass.see("lm_head", &logits);
             return Ok(cross_entropy_sum(&logits, targets, smoothing));
         }
         let x = hidden.reshape([-1, hidden.size()[2]]).index_select(0, positions);
-        let x = activate_fused(&self.dense.without_bias(&x), &self.dense.bias, self.act)?;
-        let x = self.norm.after(x, None, None, Drop::NONE)?;
-        vocabulary_loss(&x, &self.word_embeddings.to_kind(x.kind()), &self.bias, targets, smoothing)
+        let x = activate_fused(&self.dense.without_bias(&x)?, &self.dense.bias, self.act)?;
+        vocabulary_loss(&self.norm.forward_fused(x)?, &self.word_embeddings, &self.bias, targets, smoothing)
     }
 
     /// Logits `[M, V]` at the M positions of `hidden` `[B, L, d]` that are predicted, given by their index in B x L: the
     /// product with the vocabulary is not made elsewhere.
-    pub fn forward(&self, hidden: &Tensor, positions: &Tensor) -> Tensor {
+    pub fn forward(&self, hidden: &Tensor, positions: &Tensor) -> Result<Tensor, NativeError> {
         let d = hidden.size()[2];
         let x = hidden.reshape([-1, d]).index_select(0, positions);
-        let x = self.norm.forward(&activate(&self.dense.forward(&x), self.act));
-        x.linear(&self.word_embeddings.to_kind(x.kind()), Some(&self.bias.to_kind(x.kind())))
+        let x = self.norm.forward(&activate(&self.dense.forward(&x)?, self.act));
+        Ok(x.linear(&self.word_embeddings.cast(x.kind()), Some(&self.bias.to_kind(x.kind()))))
     }
 }
 
@@ -76,8 +75,8 @@ impl ClassificationHead {
     /// hidden `[B, L, d]` -> `[B, outputs]`.
     pub fn forward(&self, hidden: &Tensor, pass: &Pass) -> Result<Tensor, NativeError> {
         let first = pass.dropout(hidden.select(1, 0), self.dropout, "classifier.dense")?;
-        let x = self.dense.forward(&first).tanh();
-        let out = self.out.forward(&pass.dropout(x, self.dropout, "classifier.out_proj")?);
+        let x = self.dense.forward(&first)?.tanh();
+        let out = self.out.forward(&pass.dropout(x, self.dropout, "classifier.out_proj")?)?;
         pass.see("classifier", &out);
         Ok(out)
     }

@@ -3,9 +3,10 @@
 use super::init::Init;
 use super::parameters::Parameters;
 use super::watch::Watch;
-use crate::config::{HiddenAct, Model, WeightInit};
+use crate::config::{Backend, HiddenAct, Model, WeightInit};
 use crate::native::dropout::dropout;
-use crate::native::fused::{bias_gelu, drop_add_norm, Drop};
+use crate::native::fused::{bias_gelu, drop_add_norm, is_supported, linear, Affine, Drop, Norm};
+use crate::native::weight::Weight;
 use crate::native::NativeError;
 use crate::random::{combine, hash_name, Purpose, Stream};
 use tch::{Kind, Tensor};
@@ -86,8 +87,14 @@ impl<'a> Pass<'a> {
 
 /// y = x W^T + b.
 pub struct Linear {
-    pub weight: Tensor,
+    weight: Weight,
     pub bias: Tensor,
+    backend: Backend,
+}
+
+/// Whether this tensor goes through the blocks of our own.
+pub(super) fn is_fused(backend: Backend, x: &Tensor) -> bool {
+    backend == Backend::Fused && is_supported(x.kind(), x.device())
 }
 
 impl Linear {
@@ -97,18 +104,31 @@ impl Linear {
             WeightInit::InverseSqrtWidth => 1.0 / (inputs as f64).sqrt(),
         };
         Self {
-            weight: parameters.create(&format!("{name}.weight"), &[outputs, inputs], Init::Normal { std }),
+            weight: parameters.create_weight(&format!("{name}.weight"), &[outputs, inputs], Init::Normal { std }),
             bias: parameters.create(&format!("{name}.bias"), &[outputs], Init::Zeros),
+            backend: config.backend,
         }
     }
 
-    pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight.to_kind(x.kind()), Some(&self.bias.to_kind(x.kind())))
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor, NativeError> {
+        self.product(x, Some(&self.bias))
     }
 
     /// x W^T.
-    pub fn without_bias(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight.to_kind(x.kind()), None::<&Tensor>)
+    pub fn without_bias(&self, x: &Tensor) -> Result<Tensor, NativeError> {
+        self.product(x, None)
+    }
+
+    fn product(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, NativeError> {
+        if is_fused(self.backend, x) {
+            return linear(x, &self.weight, bias);
+        }
+        Ok(x.linear(&self.weight.cast(x.kind()), bias.map(|bias| bias.to_kind(x.kind())).as_ref()))
+    }
+
+    /// For a block that takes the layer in.
+    pub fn affine(&self) -> Affine<'_> {
+        Affine { weight: &self.weight, bias: &self.bias }
     }
 }
 
@@ -129,9 +149,14 @@ impl LayerNorm {
         }
     }
 
-    /// LayerNorm(residual + dropout(y + bias)) in one block, which uses y up.
-    pub fn after(&self, y: Tensor, bias: Option<&Tensor>, residual: Option<&Tensor>, drop: Drop) -> Result<Tensor, NativeError> {
-        drop_add_norm(y, bias, residual, &self.weight, &self.bias, self.eps, drop)
+    /// For a block that takes the layer in.
+    pub fn parameters(&self) -> Norm<'_> {
+        Norm { gamma: &self.weight, beta: &self.bias, eps: self.eps }
+    }
+
+    /// The norm of x in one block, which uses x up.
+    pub fn forward_fused(&self, x: Tensor) -> Result<Tensor, NativeError> {
+        drop_add_norm(x, None, None, self.parameters(), Drop::NONE)
     }
 
     pub fn forward(&self, x: &Tensor) -> Tensor {

@@ -1,12 +1,17 @@
 //! The weights of a model as an ordered list with names: the order of optimizer state, logs and files.
 
 use super::init::{self, Init};
+use crate::native::optim::forget_gradients;
+use crate::native::weight::Weight;
+use crate::native::NativeError;
 use tch::{Device, Kind, Tensor};
 
 /// One named fp32 weight.
 pub struct Parameter {
     pub name: String,
     pub tensor: Tensor,
+    /// The same tensor with its bf16 copy.
+    pub weight: Weight,
     /// false: a constant of the model (a fixed projection), saved but not learned.
     pub trainable: bool,
 }
@@ -43,23 +48,29 @@ impl Parameters {
 
     /// Makes a trainable weight.
     pub fn create(&mut self, name: &str, shape: &[i64], init: Init) -> Tensor {
+        self.add(name, shape, init, true).tensor().shallow_clone()
+    }
+
+    /// Makes a trainable weight that is multiplied with activations: it gets a copy in their type.
+    pub fn create_weight(&mut self, name: &str, shape: &[i64], init: Init) -> Weight {
         self.add(name, shape, init, true)
     }
 
     /// Makes a weight that is saved with the model but never learned.
-    pub fn create_constant(&mut self, name: &str, shape: &[i64], init: Init) -> Tensor {
+    pub fn create_constant(&mut self, name: &str, shape: &[i64], init: Init) -> Weight {
         self.add(name, shape, init, false)
     }
 
-    fn add(&mut self, name: &str, shape: &[i64], init: Init, trainable: bool) -> Tensor {
+    fn add(&mut self, name: &str, shape: &[i64], init: Init, trainable: bool) -> Weight {
         debug_assert!(self.get(name).is_none(), "two parameters are named {name}");
         let tensor = match self.seed {
             Some(seed) => init::draw(init, shape, seed, name).to_device(self.device),
             None => Tensor::empty(shape, (Kind::Float, self.device)),
         };
-        let tensor = tensor.set_requires_grad(trainable);
-        self.list.push(Parameter { name: name.into(), tensor: tensor.shallow_clone(), trainable });
-        tensor
+        let weight = Weight::new(tensor.set_requires_grad(trainable));
+        let tensor = weight.tensor().shallow_clone();
+        self.list.push(Parameter { name: name.into(), tensor, weight: weight.shallow_clone(), trainable });
+        weight
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Parameter> {
@@ -79,8 +90,8 @@ impl Parameters {
         self.list.iter().map(|p| p.tensor.numel() as i64).sum()
     }
 
-    /// Forgets all gradients.
-    pub fn zero_grad(&self) {
-        self.trainable().for_each(|p| p.tensor.shallow_clone().zero_grad());
+    /// Leaves no gradients: the next backward pass makes them anew.
+    pub fn forget_gradients(&self) -> Result<(), NativeError> {
+        forget_gradients(&self.trainable().map(|p| &p.tensor).collect::<Vec<_>>())
     }
 }

@@ -10,6 +10,7 @@
 use super::init::Init;
 use super::parameters::Parameters;
 use crate::config::{Attention, Projection as Kind, ProjectionInit};
+use crate::native::weight::Weight;
 use tch::Tensor;
 
 /// Maps `[.., L, c]` to `[.., rows, c]`; one for all heads, or one per head.
@@ -21,7 +22,7 @@ pub struct Projection {
     k: Vec<i64>,
     per_head: bool,
     /// Matrices or kernels: none (pooling), one for everything, or one per head when the heads' k differ.
-    weights: Vec<Tensor>,
+    weights: Vec<Weight>,
 }
 
 /// What a projection gave.
@@ -57,7 +58,15 @@ impl Projection {
             n: self.n,
             k: self.k.clone(),
             per_head: self.per_head,
-            weights: self.weights.iter().map(Tensor::shallow_clone).collect(),
+            weights: self.weights.iter().map(Weight::shallow_clone).collect(),
+        }
+    }
+
+    /// The one matrix `[k, n]` that is the projection, if it is one.
+    pub fn matrix(&self) -> Option<&Weight> {
+        match self.kind {
+            Kind::Learned | Kind::Fixed if !self.per_head => self.weights.first(),
+            _ => None,
         }
     }
 
@@ -86,9 +95,9 @@ impl Projection {
         Compressed { rows: Tensor::cat(&rows, 1), mask: Some(Tensor::cat(&masks, 1)) }
     }
 
-    fn compress_with(&self, x: &Tensor, keep: Option<&Tensor>, weight: Option<&Tensor>, k: i64) -> Compressed {
+    fn compress_with(&self, x: &Tensor, keep: Option<&Tensor>, weight: Option<&Weight>, k: i64) -> Compressed {
         let length = x.size()[x.dim() - 2];
-        match (self.kind, weight) {
+        match (self.kind, weight.map(Weight::tensor)) {
             (Kind::Learned | Kind::Fixed, Some(matrix)) => {
                 let columns = matrix.narrow(-1, 0, length).to_kind(x.kind());
                 Compressed { rows: columns.matmul(x), mask: None }
@@ -111,7 +120,7 @@ impl Projection {
 }
 
 /// The weight of one projection, `[k, n]` or (conv) `[w]`, with a leading dimension for heads when given; pooling has none.
-fn make_weight(parameters: &mut Parameters, name: &str, config: &Attention, n: i64, k: i64, heads: Option<i64>) -> Option<Tensor> {
+fn make_weight(parameters: &mut Parameters, name: &str, config: &Attention, n: i64, k: i64, heads: Option<i64>) -> Option<Weight> {
     let window = (n + k - 1) / k;
     let tail = match config.projection {
         Kind::MeanPool | Kind::MaxPool => return None,
@@ -122,7 +131,7 @@ fn make_weight(parameters: &mut Parameters, name: &str, config: &Attention, n: i
     let init = if config.projection == Kind::Conv { kernel_init(config.init, window) } else { matrix_init(config.init, n, k) };
     Some(match config.projection {
         Kind::Fixed => parameters.create_constant(name, &shape, init),
-        _ => parameters.create(name, &shape, init),
+        _ => parameters.create_weight(name, &shape, init),
     })
 }
 

@@ -6,9 +6,8 @@
 #include "shim.h"
 
 #include <ATen/native/CPUBlas.h>
-#include <torch/csrc/autograd/custom_function.h>
 
-#include "rows.h"
+#include "blocks.h"
 
 using at::Tensor;
 namespace ag = torch::autograd;
@@ -76,13 +75,9 @@ void forward_pass(const Shape& s, const Tensor& q, const Tensor& k, const Tensor
   });
 }
 
-struct Gradients {
-  Tensor q, k, v;
-};
-
 template <class E>
 void backward_pass(const Shape& s, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& d_out,
-                   const bool* keep, const Mask& mask, const Tensor& log_sum, const Gradients& gradients) {
+                   const bool* keep, const Mask& mask, const Tensor& log_sum, const linformer::AttentionGradients& gradients) {
   using T = Stored<E>;
   const int64_t columns = s.columns();
   over_heads<E>(s, [&](int64_t task) {
@@ -124,6 +119,8 @@ void backward_pass(const Shape& s, const Tensor& q, const Tensor& k, const Tenso
   });
 }
 
+const bool* kept(const Tensor& keep) { return keep.defined() ? keep.const_data_ptr<bool>() : nullptr; }
+
 struct Attention : ag::Function<Attention> {
   // q [B, L, d], k and v [B, keys, d], keep [B, keys] bool or none -> [B, L, d].
   static Tensor forward(ag::AutogradContext* context, const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
@@ -131,37 +128,44 @@ struct Attention : ag::Function<Attention> {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     const Tensor q = q_in.contiguous(), k = k_in.contiguous(), v = v_in.contiguous();
     const Tensor keep = keep_in ? keep_in->contiguous() : Tensor();
-    const Shape shape(q, k, heads);
-    const Tensor out = at::empty_like(q), log_sum = at::empty({shape.batch * heads * shape.queries}, at::kFloat);
-    const bool* kept = keep.defined() ? keep.const_data_ptr<bool>() : nullptr;
-    by_type(q, [&](auto element) { forward_pass<decltype(element)>(shape, q, k, v, kept, *mask, out, log_sum); });
-    context->save_for_backward({q, k, v, keep, out, log_sum});
+    const auto attended = linformer::attend(q, k, v, keep, heads, *mask);
+    context->save_for_backward({q, k, v, keep, attended.out, attended.log_sum});
     context->saved_data["heads"] = heads;
-    context->saved_data["p"] = mask->p;
-    context->saved_data["key"] = static_cast<int64_t>(mask->key);
-    context->saved_data["nonce"] = static_cast<int64_t>(mask->nonce);
-    context->saved_data["offset"] = mask->offset;
-    return out;
+    linformer::save(context, *mask);
+    return attended.out;
   }
 
   static ag::variable_list backward(ag::AutogradContext* context, ag::variable_list d_outs) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     const auto saved = context->get_saved_variables();
-    const Tensor &q = saved[0], &k = saved[1], &v = saved[2], &keep = saved[3], &out = saved[4], &log_sum = saved[5];
-    const auto word = [&](const char* name) { return static_cast<uint64_t>(context->saved_data[name].toInt()); };
-    const Mask mask{context->saved_data["p"].toDouble(), word("key"), word("nonce"), context->saved_data["offset"].toInt()};
-    const Shape shape(q, k, context->saved_data["heads"].toInt());
-    const Gradients gradients{at::empty_like(q), at::empty_like(k), at::empty_like(v)};
-    const Tensor d_out = d_outs[0].contiguous();
-    const bool* kept = keep.defined() ? keep.const_data_ptr<bool>() : nullptr;
-    by_type(q, [&](auto element) {
-      backward_pass<decltype(element)>(shape, q, k, v, out, d_out, kept, mask, log_sum, gradients);
-    });
-    return {gradients.q, gradients.k, gradients.v, Tensor(), Tensor(), Tensor()};
+    const auto d = linformer::attend_backward(d_outs[0], saved[0], saved[1], saved[2], saved[3], context->saved_data["heads"].toInt(),
+                                              linformer::saved_mask(context), {saved[4], saved[5]});
+    return {d.q, d.k, d.v, Tensor(), Tensor(), Tensor()};
   }
 };
 
 }  // namespace
+
+namespace linformer {
+
+Attended attend(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& keep, int64_t heads, const Mask& mask) {
+  const Shape shape(q, k, heads);
+  const Attended attended{at::empty_like(q), at::empty({shape.batch * heads * shape.queries}, at::kFloat)};
+  by_type(q, [&](auto element) { forward_pass<decltype(element)>(shape, q, k, v, kept(keep), mask, attended.out, attended.log_sum); });
+  return attended;
+}
+
+AttentionGradients attend_backward(const Tensor& d_out, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& keep, int64_t heads,
+                                   const Mask& mask, const Attended& forward) {
+  const Shape shape(q, k, heads);
+  const AttentionGradients gradients{at::empty_like(q), at::empty_like(k), at::empty_like(v)};
+  by_type(q, [&](auto element) {
+    backward_pass<decltype(element)>(shape, q, k, v, forward.out, d_out.contiguous(), kept(keep), mask, forward.log_sum, gradients);
+  });
+  return gradients;
+}
+
+}  // namespace linformer
 
 // Whether the blocks' products exist here for this type and width of a head.
 extern "C" int linformer_attention_is_supported(int is_bf16, int64_t head) {
@@ -171,11 +175,9 @@ extern "C" int linformer_attention_is_supported(int is_bf16, int64_t head) {
   LINFORMER_CATCH(0)
 }
 
-extern "C" void* linformer_attention(void* q, void* k, void* v, void* keep, int64_t heads, double p, uint64_t key, uint64_t nonce,
-                                     int64_t offset) {
+extern "C" void* linformer_attention(void* q, void* k, void* v, void* keep, int64_t heads, const Mask* mask) {
   LINFORMER_TRY
-  const Mask mask{p, key, nonce, offset};
   const auto tensor = linformer::tensor_at;
-  return new Tensor(Attention::apply(tensor(q), tensor(k), tensor(v), linformer::tensor_or_none(keep), heads, &mask));
+  return new Tensor(Attention::apply(tensor(q), tensor(k), tensor(v), linformer::tensor_or_none(keep), heads, mask));
   LINFORMER_CATCH(nullptr)
 }

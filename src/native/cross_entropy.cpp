@@ -2,9 +2,7 @@
 // gradient from one buffer: the logits are overwritten by their gradient as soon as the loss is known.
 #include "shim.h"
 
-#include <torch/csrc/autograd/custom_function.h>
-
-#include "rows.h"
+#include "blocks.h"
 
 using at::Tensor;
 namespace ag = torch::autograd;
@@ -13,10 +11,11 @@ using linformer::by_type, linformer::data, linformer::floats, linformer::Stored,
 namespace {
 
 struct VocabularyLoss : ag::Function<VocabularyLoss> {
-  // y [M, d], weight [V, d] in y's type, bias [V] in fp32, targets [M] (negative: ignored) -> the sum of the losses, fp32.
-  static Tensor forward(ag::AutogradContext* context, const Tensor& y, const Tensor& weight, const Tensor& bias, const Tensor& targets,
-                        double smoothing, bool gradient) {
+  // y [M, d], weight [V, d], bias [V] in fp32, targets [M] (negative: ignored) -> the sum of the losses, fp32.
+  static Tensor forward(ag::AutogradContext* context, const Tensor& y, const Tensor&, const Tensor& bias, const Tensor& targets,
+                        double smoothing, bool gradient, const Tensor* in_type_of_y) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
+    const Tensor& weight = *in_type_of_y;
     const int64_t rows = y.size(0), classes = weight.size(0);
     const Tensor logits = at::mm(y, weight.t());
     const int64_t chunks = (rows + linformer::kRowChunk - 1) / linformer::kRowChunk;
@@ -43,17 +42,18 @@ struct VocabularyLoss : ag::Function<VocabularyLoss> {
     const Tensor &d_logits = saved[0], &y = saved[1], &weight = saved[2], &d_bias = saved[3];
     // The factor goes onto the small tensors: M x d instead of M x V.
     const double factor = gradients[0].item<double>();
-    return {at::mm(d_logits, weight).mul_(factor), at::mm(d_logits.t(), y * factor), d_bias * factor, Tensor(), Tensor(), Tensor()};
+    return {at::mm(d_logits, weight).mul_(factor), at::mm(d_logits.t(), y * factor), d_bias * factor, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
 }  // namespace
 
-extern "C" void* linformer_vocabulary_loss(void* y, void* weight, void* bias, void* targets, double smoothing) {
+extern "C" void* linformer_vocabulary_loss(void* y, const linformer::WeightPointers* weight, void* bias, void* targets, double smoothing) {
   LINFORMER_TRY
-  const Tensor &input = *static_cast<Tensor*>(y), &table = *static_cast<Tensor*>(weight);
-  const Tensor labels = static_cast<Tensor*>(targets)->contiguous();
+  using linformer::tensor_at;
+  const Tensor input = tensor_at(y).contiguous(), labels = tensor_at(targets).contiguous();
+  const Tensor table = linformer::in_type(*weight, input.scalar_type());
   TORCH_CHECK(labels.numel() == 0 || labels.max().item<int64_t>() < table.size(0), "a target is not below ", table.size(0));
-  return new Tensor(VocabularyLoss::apply(input.contiguous(), table, *static_cast<Tensor*>(bias), labels, smoothing, at::GradMode::is_enabled()));
+  return new Tensor(VocabularyLoss::apply(input, tensor_at(weight->parameter), tensor_at(bias), labels, smoothing, at::GradMode::is_enabled(), &table));
   LINFORMER_CATCH(nullptr)
 }

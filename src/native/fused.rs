@@ -2,10 +2,11 @@
 //!
 //! On a CPU, in fp32 and bf16. Every one is held against its composition of libtorch operations in the tests.
 
+use super::weight::{Weight, WeightPointers};
 use super::{last_error, raw, NativeError};
 use crate::random::Stream;
 use std::ffi::{c_int, c_void};
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 use tch::{Device, Kind, Tensor};
 
 extern "C" {
@@ -16,34 +17,68 @@ extern "C" {
         gamma: *mut c_void,
         beta: *mut c_void,
         eps: f64,
-        p: f64,
-        key: u64,
-        nonce: u64,
-        offset: i64,
+        mask: *const Drop,
     ) -> *mut c_void;
     fn linformer_bias_gelu(h: *mut c_void, bias: *mut c_void) -> *mut c_void;
+    fn linformer_linear(x: *mut c_void, weight: *const WeightPointers, bias: *mut c_void) -> *mut c_void;
+    fn linformer_feed_forward(
+        x: *mut c_void,
+        w1: *const WeightPointers,
+        b1: *mut c_void,
+        w2: *const WeightPointers,
+        b2: *mut c_void,
+        gamma: *mut c_void,
+        beta: *mut c_void,
+        eps: f64,
+        mask: *const Drop,
+    ) -> *mut c_void;
+    fn linformer_output_norm(
+        o: *mut c_void,
+        x: *mut c_void,
+        weight: *const WeightPointers,
+        bias: *mut c_void,
+        gamma: *mut c_void,
+        beta: *mut c_void,
+        eps: f64,
+        mask: *const Drop,
+    ) -> *mut c_void;
+    fn linformer_heads(
+        x: *mut c_void,
+        q: *const WeightPointers,
+        b_q: *mut c_void,
+        k: *const WeightPointers,
+        b_k: *mut c_void,
+        v: *const WeightPointers,
+        b_v: *mut c_void,
+        e: *const WeightPointers,
+        f: *const WeightPointers,
+        keep: *mut c_void,
+        heads: i64,
+        mask: *const Drop,
+    ) -> *mut c_void;
+    fn linformer_embedding(
+        words: *mut c_void,
+        positions: *mut c_void,
+        token_type: *mut c_void,
+        ids: *mut c_void,
+        places: *mut c_void,
+        pad: i64,
+        is_bf16: c_int,
+    ) -> *mut c_void;
     fn linformer_vocabulary_loss(
         y: *mut c_void,
-        weight: *mut c_void,
+        weight: *const WeightPointers,
         bias: *mut c_void,
         targets: *mut c_void,
         smoothing: f64,
     ) -> *mut c_void;
     fn linformer_attention_is_supported(is_bf16: c_int, head: i64) -> c_int;
-    fn linformer_attention(
-        q: *mut c_void,
-        k: *mut c_void,
-        v: *mut c_void,
-        keep: *mut c_void,
-        heads: i64,
-        p: f64,
-        key: u64,
-        nonce: u64,
-        offset: i64,
-    ) -> *mut c_void;
+    fn linformer_attention(q: *mut c_void, k: *mut c_void, v: *mut c_void, keep: *mut c_void, heads: i64, mask: *const Drop)
+        -> *mut c_void;
 }
 
 /// Dropout of a block: probability, numbers, and the index of the tensor's first element in the whole batch.
+#[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Drop {
     pub p: f64,
@@ -60,35 +95,32 @@ pub fn is_supported(kind: Kind, device: Device) -> bool {
     device == Device::Cpu && matches!(kind, Kind::Float | Kind::BFloat16)
 }
 
-/// LayerNorm(residual + dropout(y + bias)). y, residual `[.., d]` of one kind; bias, gamma, beta `[d]` fp32.
+/// The parameters of a LayerNorm, `[d]` fp32.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm<'a> {
+    pub gamma: &'a Tensor,
+    pub beta: &'a Tensor,
+    pub eps: f64,
+}
+
+/// A linear layer: weight `[out, in]`, bias `[out]` fp32.
+#[derive(Clone, Copy, Debug)]
+pub struct Affine<'a> {
+    pub weight: &'a Weight,
+    pub bias: &'a Tensor,
+}
+
+fn or_null(tensor: Option<&Tensor>) -> *mut c_void {
+    tensor.map_or(null_mut(), raw)
+}
+
+/// LayerNorm(residual + dropout(y + bias)). y, residual `[.., d]` of one kind; bias `[d]` fp32.
 ///
 /// y is used up: its memory holds the sum afterwards.
-pub fn drop_add_norm(
-    y: Tensor,
-    bias: Option<&Tensor>,
-    residual: Option<&Tensor>,
-    gamma: &Tensor,
-    beta: &Tensor,
-    eps: f64,
-    drop: Drop,
-) -> Result<Tensor, NativeError> {
-    let optional = |t: Option<&Tensor>| t.map_or(null_mut(), raw);
+pub fn drop_add_norm(y: Tensor, bias: Option<&Tensor>, residual: Option<&Tensor>, norm: Norm, drop: Drop) -> Result<Tensor, NativeError> {
+    let Norm { gamma, beta, eps } = norm;
     // SAFETY: live tensors or null where the shim allows it.
-    taken(unsafe {
-        let Drop { p, stream, offset } = drop;
-        linformer_drop_add_norm(
-            raw(&y),
-            optional(bias),
-            optional(residual),
-            raw(gamma),
-            raw(beta),
-            eps,
-            p,
-            stream.key,
-            stream.nonce,
-            offset,
-        )
-    })
+    taken(unsafe { linformer_drop_add_norm(raw(&y), or_null(bias), or_null(residual), raw(gamma), raw(beta), eps, &drop) })
 }
 
 /// GELU(h + bias), exact to 2e-7. h `[.., f]`, bias `[f]` fp32.
@@ -97,11 +129,71 @@ pub fn bias_gelu(h: &Tensor, bias: &Tensor) -> Result<Tensor, NativeError> {
     taken(unsafe { linformer_bias_gelu(raw(h), raw(bias)) })
 }
 
-/// Cross-entropy of the logits y W^T + b, summed over the rows whose target is not negative, in nats and fp32.
-/// y `[M, d]` and weight `[V, d]` of one kind, bias `[V]` fp32, targets `[M]` int64. Label smoothing as PyTorch defines it.
-pub fn vocabulary_loss(y: &Tensor, weight: &Tensor, bias: &Tensor, targets: &Tensor, smoothing: f64) -> Result<Tensor, NativeError> {
+/// x W^T + b, x `[.., in]` to `[.., out]`.
+pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<Tensor, NativeError> {
+    // SAFETY: live tensors or null where the shim allows it.
+    taken(unsafe { linformer_linear(raw(x), &weight.pointers(), or_null(bias)) })
+}
+
+/// LayerNorm(x + dropout(GELU(x W1^T + b1) W2^T + b2)), x `[rows, d]`.
+pub fn feed_forward(x: &Tensor, inner: Affine, outer: Affine, norm: Norm, drop: Drop) -> Result<Tensor, NativeError> {
+    let (w1, w2) = (inner.weight.pointers(), outer.weight.pointers());
     // SAFETY: live tensors.
-    taken(unsafe { linformer_vocabulary_loss(raw(y), raw(weight), raw(bias), raw(targets), smoothing) })
+    taken(unsafe {
+        let Norm { gamma, beta, eps } = norm;
+        linformer_feed_forward(raw(x), &w1, raw(inner.bias), &w2, raw(outer.bias), raw(gamma), raw(beta), eps, &drop)
+    })
+}
+
+/// LayerNorm(x + dropout(o W^T + b)), o and x `[rows, d]`.
+pub fn output_norm(o: &Tensor, x: &Tensor, output: Affine, norm: Norm, drop: Drop) -> Result<Tensor, NativeError> {
+    let Norm { gamma, beta, eps } = norm;
+    // SAFETY: live tensors.
+    taken(unsafe { linformer_output_norm(raw(o), raw(x), &output.weight.pointers(), raw(output.bias), raw(gamma), raw(beta), eps, &drop) })
+}
+
+/// The weights of [`heads`]: query, key, value `[d, d]`, and the projections `[k, n]` of keys and values. No `keys`: full
+/// attention; no `values`: E = F.
+pub struct HeadWeights<'a> {
+    pub query: Affine<'a>,
+    pub key: Affine<'a>,
+    pub value: Affine<'a>,
+    pub project_keys: Option<&'a Weight>,
+    pub project_values: Option<&'a Weight>,
+}
+
+/// Self-attention up to the heads' outputs, compress first (paper, equation 7): x `[B, L, d]` to `[B, L, d]`. keep `[B, L]`
+/// bool: real tokens. Where [`attention_is_supported`].
+pub fn heads(x: &Tensor, weights: &HeadWeights, keep: Option<&Tensor>, heads: i64, drop: Drop) -> Result<Tensor, NativeError> {
+    let [q, k, v] = [weights.query, weights.key, weights.value].map(|affine| affine.weight.pointers());
+    let projections = [weights.project_keys, weights.project_values].map(|w| w.map(Weight::pointers));
+    let [e, f] = [&projections[0], &projections[1]].map(|p| p.as_ref().map_or(null(), |p| p as *const WeightPointers));
+    let [b_q, b_k, b_v] = [weights.query, weights.key, weights.value].map(|affine| raw(affine.bias));
+    // SAFETY: live tensors, or null for the projections and keep.
+    taken(unsafe { linformer_heads(raw(x), &q, b_q, &k, b_k, &v, b_v, e, f, or_null(keep), heads, &drop) })
+}
+
+/// The sum of three embeddings: words `[V, d]` at ids, positions `[P, d]` at places (both `[B, L]` int64), and token_type `[d]`,
+/// all fp32, to `[B L, d]` of `kind`. The rows `pad` of both tables get no gradient.
+pub fn embedding(
+    words: &Tensor,
+    positions: &Tensor,
+    token_type: &Tensor,
+    ids: &Tensor,
+    places: &Tensor,
+    pad: i64,
+    kind: Kind,
+) -> Result<Tensor, NativeError> {
+    let is_bf16 = (kind == Kind::BFloat16).into();
+    // SAFETY: live tensors; the shim checks ids and places against the tables.
+    taken(unsafe { linformer_embedding(raw(words), raw(positions), raw(token_type), raw(ids), raw(places), pad, is_bf16) })
+}
+
+/// Cross-entropy of the logits y W^T + b, summed over the rows whose target is not negative, in nats and fp32.
+/// y `[M, d]`, weight `[V, d]`, bias `[V]` fp32, targets `[M]` int64. Label smoothing as PyTorch defines it.
+pub fn vocabulary_loss(y: &Tensor, weight: &Weight, bias: &Tensor, targets: &Tensor, smoothing: f64) -> Result<Tensor, NativeError> {
+    // SAFETY: live tensors.
+    taken(unsafe { linformer_vocabulary_loss(raw(y), &weight.pointers(), raw(bias), raw(targets), smoothing) })
 }
 
 /// Whether [`attention`] has products for this kind and width of a head on this processor.
@@ -113,9 +205,8 @@ pub fn attention_is_supported(kind: Kind, device: Device, head: i64) -> bool {
 /// softmax(Q K^T / sqrt(d/h)) V, heads side by side: q `[B, L, d]`, k and v `[B, m, d]`, keep `[B, m]` bool (which keys take
 /// part), to `[B, L, d]`. Dropout is that of the probabilities `[B, h, L, m]`.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, keep: Option<&Tensor>, heads: i64, drop: Drop) -> Result<Tensor, NativeError> {
-    let Drop { p, stream, offset } = drop;
     // SAFETY: live tensors, or null for keep.
-    taken(unsafe { linformer_attention(raw(q), raw(k), raw(v), keep.map_or(null_mut(), raw), heads, p, stream.key, stream.nonce, offset) })
+    taken(unsafe { linformer_attention(raw(q), raw(k), raw(v), or_null(keep), heads, &drop) })
 }
 
 fn taken(pointer: *mut c_void) -> Result<Tensor, NativeError> {
@@ -127,175 +218,5 @@ fn taken(pointer: *mut c_void) -> Result<Tensor, NativeError> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use crate::native::dropout::dropout;
-    use crate::random::Purpose;
-
-    const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
-
-    fn values(shape: &[i64], seed: i64) -> Tensor {
-        let count: i64 = shape.iter().product();
-        ((Tensor::arange(count, CPU) * 0.7391 + seed as f64 * 1.37).sin() * 1.3 + (Tensor::arange(count, CPU) * 0.0173).cos() * 0.4)
-            .view(shape)
-    }
-
-    fn leaf(shape: &[i64], seed: i64, kind: Kind) -> Tensor {
-        values(shape, seed).to_kind(kind).set_requires_grad(true)
-    }
-
-    fn drop(p: f64) -> Drop {
-        Drop { p, stream: Stream::new(5, Purpose::Dropout, 3), offset: 40 }
-    }
-
-    /// Both functions on the same leaves: outputs and all gradients of a weighted sum agree to `tolerance` of the largest value.
-    fn agree(leaves: &[Tensor], tolerance: f64, fused: impl Fn() -> Tensor, reference: impl Fn() -> Tensor) {
-        let run = |f: &dyn Fn() -> Tensor| {
-            leaves.iter().for_each(|l| l.shallow_clone().zero_grad());
-            let out = f();
-            let weights = values(&out.size(), 77);
-            (out.to_kind(Kind::Float) * weights).sum(Kind::Float).backward();
-            let gradients = leaves.iter().map(|l| l.grad().to_kind(Kind::Float).copy());
-            std::iter::once(out.detach().to_kind(Kind::Float).copy()).chain(gradients).collect::<Vec<_>>()
-        };
-        for (i, (a, b)) in run(&fused).iter().zip(run(&reference)).enumerate() {
-            let worst = (a - &b).abs().max().double_value(&[]);
-            let scale = b.abs().max().double_value(&[]).max(1e-3);
-            assert!(worst <= tolerance * scale, "output or gradient {i}: {worst:e} of {scale:e}");
-            assert!(b.abs().max().double_value(&[]) > 0.0, "gradient {i} is zero");
-        }
-    }
-
-    #[test]
-    fn drop_add_norm_is_its_composition() {
-        for (kind, tolerance) in [(Kind::Float, 3e-6), (Kind::BFloat16, 2e-2)] {
-            for (rows, width, p) in [(5, 64, 0.0), (300, 48, 0.3), (130, 37, 0.1)] {
-                let leaves = [
-                    leaf(&[rows, width], 1, kind),
-                    leaf(&[width], 2, Kind::Float),
-                    leaf(&[rows, width], 3, kind),
-                    leaf(&[width], 4, Kind::Float),
-                    leaf(&[width], 5, Kind::Float),
-                ];
-                let [y, bias, residual, gamma, beta] = &leaves;
-                // In fp32: libtorch adds up gradients of bf16 rows in bf16 and would be the less exact of the two.
-                let wide = |t: &Tensor| t.to_kind(Kind::Float);
-                agree(
-                    &leaves,
-                    tolerance,
-                    || drop_add_norm(y * 1.0, Some(bias), Some(residual), gamma, beta, 1e-5, drop(p)).unwrap(),
-                    || {
-                        let x = dropout(&(wide(y) + bias), p, drop(p).stream, drop(p).offset).unwrap() + wide(residual);
-                        x.layer_norm([width], Some(gamma), Some(beta), 1e-5, true).to_kind(kind)
-                    },
-                );
-                agree(
-                    &[y.shallow_clone(), gamma.shallow_clone(), beta.shallow_clone()],
-                    tolerance,
-                    || drop_add_norm(y * 1.0, None, None, gamma, beta, 1e-5, Drop::NONE).unwrap(),
-                    || wide(y).layer_norm([width], Some(gamma), Some(beta), 1e-5, true).to_kind(kind),
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn bias_gelu_is_its_composition() {
-        for (kind, tolerance) in [(Kind::Float, 2e-6), (Kind::BFloat16, 1e-2)] {
-            for (rows, width) in [(7, 32), (300, 41)] {
-                let leaves = [leaf(&[rows, width], 1, kind), leaf(&[width], 2, Kind::Float)];
-                agree(
-                    &leaves,
-                    tolerance,
-                    || bias_gelu(&leaves[0], &leaves[1]).unwrap(),
-                    || (&leaves[0] + leaves[1].to_kind(kind)).gelu("none"),
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn vocabulary_loss_is_its_composition() {
-        for (kind, tolerance) in [(Kind::Float, 3e-6), (Kind::BFloat16, 2e-2)] {
-            for (rows, width, classes, smoothing) in [(9, 32, 50, 0.0), (200, 16, 333, 0.1)] {
-                let leaves = [leaf(&[rows, width], 1, kind), leaf(&[classes, width], 2, kind), leaf(&[classes], 3, Kind::Float)];
-                let targets = (Tensor::arange(rows, (Kind::Int64, Device::Cpu)) * 7).remainder(classes);
-                let targets = targets.masked_fill(&Tensor::arange(rows, (Kind::Int64, Device::Cpu)).remainder(4).eq(1), -100);
-                let [y, weight, bias] = &leaves;
-                agree(
-                    &leaves,
-                    tolerance,
-                    || vocabulary_loss(y, weight, bias, &targets, smoothing).unwrap() / 3.0,
-                    || {
-                        let logits = y.linear(weight, None::<&Tensor>).to_kind(Kind::Float) + bias;
-                        logits.cross_entropy_loss(&targets, None::<&Tensor>, tch::Reduction::Sum, -100, smoothing) / 3.0
-                    },
-                );
-            }
-        }
-        let message =
-            vocabulary_loss(&values(&[1, 4], 1), &values(&[3, 4], 1), &values(&[3], 1), &Tensor::from_slice(&[3i64]), 0.0).unwrap_err();
-        assert!(message.to_string().contains("not below 3"), "{message}");
-    }
-
-    #[test]
-    fn attention_is_its_composition() {
-        if !attention_is_supported(Kind::Float, Device::Cpu, 32) {
-            return;
-        }
-        for (kind, tolerance) in [(Kind::Float, 5e-6), (Kind::BFloat16, 3e-2)] {
-            if !attention_is_supported(kind, Device::Cpu, 32) {
-                continue;
-            }
-            for (batch, length, keys, heads, head, p, padded) in [
-                (2, 96, 32, 2, 32, 0.0, false),
-                (1, 70, 19, 2, 64, 0.2, false),
-                (2, 33, 40, 1, 32, 0.1, true),
-                (2, 130, 130, 2, 32, 0.0, true),
-            ] {
-                let width = heads * head;
-                let leaves =
-                    [leaf(&[batch, length, width], 1, kind), leaf(&[batch, keys, width], 2, kind), leaf(&[batch, keys, width], 3, kind)];
-                let [q, k, v] = &leaves;
-                let keep = padded.then(|| {
-                    let limits = (Tensor::arange(batch, (Kind::Int64, Device::Cpu)) * 9 + 12).unsqueeze(1);
-                    Tensor::arange(keys, (Kind::Int64, Device::Cpu)).unsqueeze(0).lt_tensor(&limits)
-                });
-                let split = |t: &Tensor| t.view([batch, -1, heads, head]).transpose(1, 2);
-                agree(
-                    &leaves,
-                    tolerance,
-                    || attention(q, k, v, keep.as_ref(), heads, drop(p)).unwrap(),
-                    || {
-                        let scores = (split(q) / (head as f64).sqrt()).matmul(&split(k).transpose(-2, -1)).to_kind(Kind::Float);
-                        let scores = match &keep {
-                            Some(keep) => scores.masked_fill(&keep.logical_not().unsqueeze(1).unsqueeze(1), f64::NEG_INFINITY),
-                            None => scores,
-                        };
-                        let probabilities = scores.softmax(-1, Kind::Float).to_kind(kind);
-                        let dropped = dropout(&probabilities, p, drop(p).stream, drop(p).offset).unwrap();
-                        dropped.matmul(&split(v)).transpose(1, 2).reshape([batch, length, width])
-                    },
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn what_is_not_finite_stays_not_finite() {
-        let bad = |x: &Tensor| x.isfinite().logical_not().any().int64_value(&[]) == 1;
-        let x = values(&[4, 32], 1);
-        let _ = x.get(1).narrow(0, 3, 1).fill_(f64::NAN);
-        let (ones, zeros) = (Tensor::ones([32], CPU), Tensor::zeros([32], CPU));
-        assert!(bad(&drop_add_norm(x.copy(), None, None, &ones, &zeros, 1e-5, Drop::NONE).unwrap()));
-        assert!(bad(&bias_gelu(&x, &zeros).unwrap()));
-        assert!(bad(&vocabulary_loss(&x, &values(&[9, 32], 2), &values(&[9], 3), &Tensor::from_slice(&[1i64, 2, 3, 4]), 0.0).unwrap()));
-        if attention_is_supported(Kind::Float, Device::Cpu, 32) {
-            let q = x.view([1, 4, 32]);
-            let other = values(&[1, 8, 32], 4);
-            assert!(bad(&attention(&q, &other, &other, None, 1, Drop::NONE).unwrap()));
-            assert!(bad(&attention(&other, &q, &other.narrow(1, 0, 4), None, 1, Drop::NONE).unwrap()));
-        }
-    }
-}
+#[path = "fused_tests.rs"]
+mod tests;

@@ -5,7 +5,8 @@
 //! | [`runtime`] | start-up: CUDA library, allocator, versions |
 //! | [`dropout`] | dropout as a function of (seed, purpose, step), with its autograd node |
 //! | [`fused`]   | blocks of the model in one pass over memory, with their gradients |
-//! | [`optim`]   | libtorch's fused Adam and AdamW with state that can be saved, gradient norms |
+//! | [`weight`]  | weights with their bf16 copies |
+//! | [`optim`]   | Adam and AdamW with state that can be saved, gradient norms |
 //! | [`mapped`]  | a read-only memory map |
 //! | [`disk`]    | free room on a file system |
 //! | [`panics`]  | libtorch's exceptions, which tch turns into panics, as errors |
@@ -20,6 +21,7 @@ pub mod mapped;
 pub mod optim;
 pub mod panics;
 pub mod runtime;
+pub mod weight;
 
 use std::ffi::{c_char, c_void, CStr};
 use tch::Tensor;

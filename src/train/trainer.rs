@@ -198,10 +198,10 @@ impl Session<'_> {
         let Gradients { norm, first_bad } = self.optimizer.gradients().map_err(failed)?;
         if loss.is_finite() && norm.is_finite() {
             self.optimizer.step(lr, norm).map_err(failed)?;
-            self.parameters.zero_grad();
+            self.parameters.forget_gradients().map_err(failed)?;
             return Ok(Update::Made { loss, norm });
         }
-        self.parameters.zero_grad();
+        self.parameters.forget_gradients().map_err(failed)?;
         let module = catch(|| self.first_bad_module(task, batch, size, step)).map_err(failed)?;
         let (what, value, beyond) = if loss.is_finite() {
             let weight = first_bad.unwrap_or_else(|| "none: their sum overflows".into());

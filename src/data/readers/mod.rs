@@ -8,6 +8,7 @@
 
 pub mod lines;
 mod parquet;
+mod parquet_pages;
 pub mod source;
 mod table;
 

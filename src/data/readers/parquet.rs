@@ -1,13 +1,13 @@
 //! Parquet: the columns that are asked for, page by page.
 
 use super::super::DataError;
-use super::{no_column, Options, Row, Rows};
+use super::{no_column, parquet_pages, Options, Row, Rows};
 use crate::native::panics::silently;
 use parquet::basic::Type as Physical;
 use parquet::column::reader::{get_column_reader, ColumnReader, ColumnReaderImpl};
 use parquet::data_type::DataType;
 use parquet::errors::ParquetError;
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::path::Path;
@@ -22,8 +22,8 @@ const BATCH: usize = 256;
 pub fn open(path: &Path, options: &Options) -> Result<Rows, DataError> {
     let path: Arc<Path> = path.into();
     let file = File::open(&path).map_err(DataError::io(&*path))?;
-    let reader = guarded(&path, || SerializedFileReader::new(file))?;
-    let schema = reader.metadata().file_metadata().schema_descr_ptr();
+    let metadata = guarded(&path, || ParquetMetaDataReader::new().parse_and_finish(&file))?;
+    let schema = metadata.file_metadata().schema_descr_ptr();
     let found = (0..schema.num_columns()).map(|i| (i, schema.column(i))).filter(|(_, column)| {
         let wanted = options.columns.is_empty() || options.columns.contains(&column.path().string());
         wanted && column.max_rep_level() == 0 && !matches!(column.physical_type(), Physical::INT96 | Physical::FIXED_LEN_BYTE_ARRAY)
@@ -40,7 +40,8 @@ pub fn open(path: &Path, options: &Options) -> Result<Rows, DataError> {
     let columns: Arc<[String]> = names.into();
     let table = Table {
         path,
-        reader,
+        file,
+        metadata,
         indices,
         columns: columns.clone(),
         next_group: 0,
@@ -55,7 +56,8 @@ pub fn open(path: &Path, options: &Options) -> Result<Rows, DataError> {
 
 struct Table {
     path: Arc<Path>,
-    reader: SerializedFileReader<File>,
+    file: File,
+    metadata: ParquetMetaData,
     indices: Vec<usize>,
     columns: Arc<[String]>,
     next_group: usize,
@@ -72,18 +74,19 @@ impl Table {
     /// Decodes the next records; none are ready behind the last.
     fn fill(&mut self) -> Result<(), DataError> {
         while self.left == 0 {
-            if self.next_group == self.reader.num_row_groups() {
+            if self.next_group == self.metadata.num_row_groups() {
                 return Ok(());
             }
-            let (reader, group, indices) = (&self.reader, self.next_group, &self.indices);
+            let (file, group, indices) = (&self.file, self.metadata.row_group(self.next_group), &self.indices);
+            let rows = group.num_rows().max(0) as usize;
             let (left, open) = guarded(&self.path, || {
-                let group = reader.get_row_group(group)?;
                 let column = |i: &usize| {
-                    let description = group.metadata().column(*i).column_descr_ptr();
+                    let chunk = group.column(*i);
+                    let description = chunk.column_descr_ptr();
                     let depth = description.max_def_level();
-                    Ok((get_column_reader(description, group.get_column_page_reader(*i)?), depth))
+                    Ok((get_column_reader(description, parquet_pages::pages(file, chunk, rows)?), depth))
                 };
-                Ok((group.metadata().num_rows().max(0) as usize, indices.iter().map(column).collect::<Result<Vec<_>, ParquetError>>()?))
+                Ok((rows, indices.iter().map(column).collect::<Result<Vec<_>, ParquetError>>()?))
             })?;
             (self.left, self.open) = (left, open);
             self.next_group += 1;

@@ -192,11 +192,12 @@ fn missing_columns_and_empty_files_are_named_at_open() {
 #[test]
 fn parquet_of_every_compression_gives_the_values_that_pyarrow_wrote() {
     let folder = Folder::new();
-    let files: [(&str, &[u8]); 4] = [
+    let files: [(&str, &[u8]); 5] = [
         ("snappy", include_bytes!("../../../tests/fixtures/readers/snappy.parquet")),
         ("zstd", include_bytes!("../../../tests/fixtures/readers/zstd.parquet")),
         ("gzip", include_bytes!("../../../tests/fixtures/readers/gzip.parquet")),
         ("none", include_bytes!("../../../tests/fixtures/readers/none.parquet")),
+        ("delta", include_bytes!("../../../tests/fixtures/readers/delta.parquet")),
     ];
     for (name, bytes) in files {
         let path = folder.file(&format!("{name}.parquet"), bytes);

@@ -100,18 +100,65 @@ void bias_gelu(const T* h, const float* bias, T* out, int64_t width, int64_t fir
 }
 
 template <class T>
-void bias_gelu_backward(const T* h, const float* bias, const T* d_out, T* d_h, int64_t width, int64_t first, int64_t last,
+void bias_gelu_backward(const T* h, const float* bias, const T* d_out, T* d_h, T* out, int64_t width, int64_t first, int64_t last,
                         float* sums) {
   for (int64_t row = first; row < last; row++) {
     along(width, [&](int64_t c, int lanes) {
       Floats density;
-      const Floats x = load(h + row * width + c, lanes) + load(bias + c, lanes);
+      const int64_t at = row * width + c;
+      const Floats x = load(h + at, lanes) + load(bias + c, lanes);
       const Floats cdf = normal_cdf(x, density);
-      const Floats v = load(d_out + row * width + c, lanes) * (cdf + x * density * 0.39894228f);
-      store(d_h + row * width + c, v, lanes);
+      const Floats v = load(d_out + at, lanes) * multiply_add(x * density, splat(0.39894228f), cdf);
+      store(d_h + at, v, lanes);
       store(sums + c, load(sums + c, lanes) + v, lanes);
+      if (out) store(out + at, x * cdf, lanes);
     });
   }
+}
+
+template <class T>
+void column_sums(const T* x, int64_t width, int64_t first, int64_t last, float* sums) {
+  for (int64_t row = first; row < last; row++)
+    along(width, [&](int64_t c, int lanes) { store(sums + c, load(sums + c, lanes) + load(x + row * width + c, lanes), lanes); });
+}
+
+template <class T>
+void sum_of_three(const float* a, const float* b, const float* c, T* out, int64_t width) {
+  along(width, [&](int64_t i, int lanes) { store(out + i, load(a + i, lanes) + load(b + i, lanes) + load(c + i, lanes), lanes); });
+}
+
+template <class T>
+void add_to(const T* x, float* total, int64_t width) {
+  along(width, [&](int64_t i, int lanes) { store(total + i, load(total + i, lanes) + load(x + i, lanes), lanes); });
+}
+
+void adam(const Adam& a) {
+  along(a.count, [&](int64_t i, int lanes) {
+    Floats weight = load(a.weight + i, lanes), g = load(a.gradient + i, lanes) * a.gradient_scale;
+    g = multiply_add(weight, splat(a.decay), g);
+    const Floats m = multiply_add(g, splat(1.0f - a.beta1), load(a.exp_avg + i, lanes) * a.beta1);
+    const Floats v = multiply_add(g * g, splat(1.0f - a.beta2), load(a.exp_avg_sq + i, lanes) * a.beta2);
+    store(a.exp_avg + i, m, lanes);
+    store(a.exp_avg_sq + i, v, lanes);
+    const Floats denominator = multiply_add(square_root(v), splat(a.inverse_root), a.eps);
+    weight = weight * a.shrink - m / denominator * a.step_size;
+    store(a.weight + i, weight, lanes);
+    if (a.copy) store(a.copy + i, weight, lanes);
+  });
+}
+
+double squares(const float* x, int64_t count) {
+  double total = 0;
+  for (int64_t first = 0; first < count; first += 1024) {
+    const int64_t length = count - first < 1024 ? count - first : 1024;
+    Floats part = {};
+    along(length, [&](int64_t i, int lanes) {
+      const Floats v = load(x + first + i, lanes);
+      part = multiply_add(v, v, part);
+    });
+    total += sum(part);
+  }
+  return total;
 }
 
 template <class T>
@@ -329,8 +376,9 @@ void from_float(const float* in, int64_t in_stride, T* out, int64_t out_stride, 
 
 template <class T>
 constexpr KernelTable<T> table() {
-  return {drop_add_norm<T>,  drop_add_norm_backward<T>, bias_gelu<T>, bias_gelu_backward<T>, cross_entropy<T>, softmax<T>,
-          softmax_backward<T>, row_dots<T>,             pack,         pack_transposed,       transpose,        from_float<T>, dropout<T>};
+  return {drop_add_norm<T>, drop_add_norm_backward<T>, bias_gelu<T>, bias_gelu_backward<T>, column_sums<T>, sum_of_three<T>,
+          add_to<T>,        cross_entropy<T>,          softmax<T>,   softmax_backward<T>,   row_dots<T>,    pack,
+          pack_transposed,  transpose,                 from_float<T>, dropout<T>};
 }
 
 }  // namespace
@@ -338,6 +386,6 @@ constexpr KernelTable<T> table() {
 #define LINFORMER_TEXT_OF(x) #x
 #define LINFORMER_TEXT(x) LINFORMER_TEXT_OF(x)
 extern const Kernels LINFORMER_TABLE;
-const Kernels LINFORMER_TABLE = {LINFORMER_TEXT(LINFORMER_TABLE), table<float>(), table<BFloat16>()};
+const Kernels LINFORMER_TABLE = {LINFORMER_TEXT(LINFORMER_TABLE), adam, squares, table<float>(), table<BFloat16>()};
 
 }  // namespace linformer

@@ -61,9 +61,14 @@ struct KernelTable {
   void (*drop_add_norm_backward)(const NormBackward<T>&, int64_t first, int64_t last, float* sums);
   // out = gelu(h + bias)
   void (*bias_gelu)(const T* h, const float* bias, T* out, int64_t width, int64_t first, int64_t last);
-  // d_h = d_out gelu'(h + bias); sums[width] over the rows.
-  void (*bias_gelu_backward)(const T* h, const float* bias, const T* d_out, T* d_h, int64_t width, int64_t first, int64_t last,
+  // d_h = d_out gelu'(h + bias), sums[width] over the rows; `out`, if not null, becomes gelu(h + bias) and may be h.
+  void (*bias_gelu_backward)(const T* h, const float* bias, const T* d_out, T* d_h, T* out, int64_t width, int64_t first, int64_t last,
                              float* sums);
+  // Adds the rows to sums[width].
+  void (*column_sums)(const T* x, int64_t width, int64_t first, int64_t last, float* sums);
+  // out = a + b + c, and total += x, along a row.
+  void (*sum_of_three)(const float* a, const float* b, const float* c, T* out, int64_t width);
+  void (*add_to)(const T* x, float* total, int64_t width);
   // Sum of the losses of the rows; scratch[classes]; sums[classes] of the gradients is added to.
   double (*cross_entropy)(const CrossEntropy<T>&, int64_t first, int64_t last, float* scratch, float* sums);
   // scores[rows x padded] to probabilities after dropout; log_sum[row]. `first`: index of the first row's first element.
@@ -85,8 +90,22 @@ struct KernelTable {
   void (*dropout)(const T* x, T* out, int64_t first, int64_t last, const Mask& mask);
 };
 
+// Adam (Kingma and Ba, algorithm 1) or AdamW on `count` weights, in fp32; the copy in bf16 may be null.
+struct Adam {
+  float *weight, *exp_avg, *exp_avg_sq;
+  const float* gradient;
+  BFloat16* copy;
+  int64_t count;
+  float gradient_scale, step_size /* lr / (1 - beta1^t) */, inverse_root /* 1 / sqrt(1 - beta2^t) */;
+  float beta1, beta2, eps;
+  float shrink /* AdamW: 1 - lr decay */, decay /* Adam: added to the gradient */;
+};
+
 struct Kernels {
   const char* name;
+  void (*adam)(const Adam&);
+  // Sum of squares.
+  double (*squares)(const float* x, int64_t count);
   KernelTable<float> f32;
   KernelTable<BFloat16> bf16;
 };

@@ -53,6 +53,15 @@ inline Floats multiply_add(Floats a, Floats b, Floats c) {
 }
 #endif
 #endif
+// Rounded correctly everywhere, as IEEE asks.
+inline Floats square_root(Floats x) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_sqrt_ps((__m512)x);
+#else
+  for (int i = 0; i < kWidth; i++) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
 inline Floats multiply_add(Floats a, Floats b, float c) { return multiply_add(a, b, splat(c)); }
 
 inline Floats widen(Halves h) { return floats_of(__builtin_convertvector(h, Words) << 16); }
