@@ -4,7 +4,7 @@ CARGO ?= cargo
 BIN := target/release/linformer
 LIBTORCH_KIND := $(if $(CUDA),cuda)
 
-.PHONY: help setup build demo demo-smoke test test-slow test-kill test-crash test-faults test-long test-fetch fuzz check gpu-check clean
+.PHONY: help setup build demo demo-smoke test test-slow test-kill test-crash test-faults test-long test-fetch fuzz check bench bench-compare gpu-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -59,6 +59,16 @@ check: setup ## format, clippy, docs, licences: warnings are errors
 	$(CARGO) clippy --release --all-targets --quiet -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --no-deps --quiet
 	scripts/check_licences.py
+
+.venv/bench: benches/peers.txt
+	@rm -rf $@ && python3 -m venv $@ && $@/bin/pip install --quiet -r $<
+
+bench: build .venv/bench ## training speed beside the Python peers, one interleaved run; BENCH="--malloc default" and the like (30 min)
+	@benches/train_speed.py $(BENCH)
+
+bench-compare: build ## the same for two revisions of ours: REV=... against the working tree
+	@scripts/build_revision.sh $(REV)
+	@benches/train_speed.py --against target/revisions/$(REV)/linformer $(BENCH)
 
 gpu-check: build ## doctor and a dry run on the GPU
 	@$(BIN) doctor

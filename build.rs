@@ -16,7 +16,7 @@ const UNITS: [&str; 13] = [
     "attention",
     "kernels/dispatch",
 ];
-const HEADERS: [&str; 6] = ["shim.h", "blocks.h", "philox.h", "rows.h", "kernels/kernels.h", "kernels/vector.h"];
+const HEADERS: [&str; 7] = ["shim.h", "blocks.h", "philox.h", "rows.h", "kernels/kernels.h", "kernels/vector.h", "kernels/gelu.h"];
 /// Tables of the row kernels and the instructions that each may use.
 #[cfg(target_arch = "x86_64")]
 const TABLES: [(&str, &[&str]); 3] = [

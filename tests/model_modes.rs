@@ -46,7 +46,7 @@ fn every_trainable_weight_gets_a_gradient_in_every_mode() {
         let classifier = ClassificationHead::new(&mut parameters, &config, 3);
         let pass = Pass::training(Kind::Float, 1, 1, 0);
         let hidden = encoder.forward(&Input { ids: ids(3, 16), attention_mask: None }, &pass).unwrap();
-        let logits = mlm.forward(&hidden, &Tensor::from_slice(&[1i64, 9, 30]));
+        let logits = mlm.forward(&hidden, &Tensor::from_slice(&[1i64, 9, 30])).unwrap();
         let loss = logits.square().mean(Kind::Float) + classifier.forward(&hidden, &pass).unwrap().square().sum(Kind::Float);
         loss.backward();
         for p in parameters.trainable() {

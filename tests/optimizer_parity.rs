@@ -38,7 +38,7 @@ fn ten_steps_with_clipping_equal_pytorch() {
         };
         let mut optimizer = Optimizer::new(&parameters, &train);
         for step in 1..=10 {
-            parameters.zero_grad();
+            parameters.forget_gradients().unwrap();
             for (i, p) in parameters.iter().enumerate() {
                 // A backward pass that leaves exactly this gradient.
                 (&p.tensor * get(&format!("grad.{step}.{i}"))).sum(Kind::Float).backward();

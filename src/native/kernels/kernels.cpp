@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "gelu.h"
 #include "vector.h"
 
 namespace linformer {
@@ -92,9 +93,8 @@ template <class T>
 void bias_gelu(const T* h, const float* bias, T* out, int64_t width, int64_t first, int64_t last) {
   for (int64_t row = first; row < last; row++) {
     along(width, [&](int64_t c, int lanes) {
-      Floats density;
       const Floats x = load(h + row * width + c, lanes) + load(bias + c, lanes);
-      store(out + row * width + c, x * normal_cdf(x, density), lanes);
+      store(out + row * width + c, x * normal_cdf(h, x), lanes);
     });
   }
 }
@@ -104,14 +104,12 @@ void bias_gelu_backward(const T* h, const float* bias, const T* d_out, T* d_h, T
                         float* sums) {
   for (int64_t row = first; row < last; row++) {
     along(width, [&](int64_t c, int lanes) {
-      Floats density;
       const int64_t at = row * width + c;
       const Floats x = load(h + at, lanes) + load(bias + c, lanes);
-      const Floats cdf = normal_cdf(x, density);
-      const Floats v = load(d_out + at, lanes) * multiply_add(x * density, splat(0.39894228f), cdf);
+      const Floats v = load(d_out + at, lanes) * gelu_slope(h, x);
       store(d_h + at, v, lanes);
       store(sums + c, load(sums + c, lanes) + v, lanes);
-      if (out) store(out + at, x * cdf, lanes);
+      if (out) store(out + at, x * normal_cdf(h, x), lanes);
     });
   }
 }

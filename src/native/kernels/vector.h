@@ -64,8 +64,18 @@ inline Floats square_root(Floats x) {
 }
 inline Floats multiply_add(Floats a, Floats b, float c) { return multiply_add(a, b, splat(c)); }
 
-inline Floats widen(Halves h) { return floats_of(__builtin_convertvector(h, Words) << 16); }
 // To nearest, ties to even; NaN stays NaN.
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+inline Floats widen(Halves h) { return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16); }
+inline Halves narrow(Floats x) {
+  const __m512i b = (__m512i)x, high = _mm512_srli_epi32(b, 16);
+  const __m512i even = _mm512_and_si512(high, _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(b, _mm512_set1_epi32(0x7fff)), even), 16);
+  const __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q);
+  return (Halves)_mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, is_nan, high, _mm512_set1_epi32(0x40)));
+}
+#else
+inline Floats widen(Halves h) { return floats_of(__builtin_convertvector(h, Words) << 16); }
 inline Halves narrow(Floats x) {
   const Words b = bits_of(x);
   const Words rounded = (b + 0x7fffu + ((b >> 16) & 1u)) >> 16;
@@ -73,6 +83,7 @@ inline Halves narrow(Floats x) {
   const Words is_nan = (Words)(x != x);
   return __builtin_convertvector((is_nan & quiet) | (~is_nan & rounded), Halves);
 }
+#endif
 
 inline Floats load(const float* p) {
   Floats v;
@@ -144,24 +155,6 @@ inline Floats exponential(Floats argument) {
   p = multiply_add(p, r * r, r + 1.0f);
   const Ints exponent = (Ints)shifted - 0x4b400000;
   return choose(argument == argument, floats_of((Words)((Ints)p + (exponent << 23))), argument);
-}
-
-// 1 / x for x in [1, 2^60] within 1 unit in the last place: a division takes longer than everything around it.
-inline Floats reciprocal(Floats x) {
-  Floats r = floats_of(0x7ef311c7u - bits_of(x));  // within 5.1 %, by the layout of a float
-  for (int i = 0; i < 3; i++) r = multiply_add(r, multiply_add(-x, r, 1.0f), r);
-  return r;
-}
-
-// Phi(x) and e^(-x^2/2): Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7.
-inline Floats normal_cdf(Floats x, Floats& density) {
-  const Floats z = floats_of(bits_of(x) & 0x7fffffffu) * 0.70710678f;
-  density = exponential(x * x * -0.5f);
-  const Floats t = reciprocal(multiply_add(z, splat(0.3275911f), 1.0f));
-  Floats p = splat(1.061405429f);
-  for (float c : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f}) p = multiply_add(p, t, c);
-  const Floats tail = p * t * density * 0.5f;
-  return choose(x < 0.0f, tail, 1.0f - tail);
 }
 
 // The factors (0 or 1 / (1 - p)) of consecutive elements, drawn in groups and kept for the next call.

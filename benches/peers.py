@@ -1,0 +1,108 @@
+#!/usr/bin/env python3
+"""One peer of `make bench` as a process: builds its model, warms up, then makes as many steps as each line of stdin says
+and answers with the seconds.
+
+    peers.py PEER MODEL(json) PRECISION TOKENS.bin THREADS
+
+Peers: `hugging-face` and `hugging-face-compile` (RobertaForMaskedLM, SDPA), `lucidrains` (LinformerLM, shared keys and
+values), `floor` (no model: the matrix products of one step of ours, one after the other, by torch.mm and torch.bmm).
+All train on the same tokens, 15 % of them masked, with fused AdamW and the gradient norm clipped to 1.
+"""
+import json
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+peer, model, precision, tokens, threads = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5])
+torch.set_num_threads(threads)
+torch.manual_seed(0)
+bf16 = precision == "bf16"
+V, n, d, h, layers, k, batch, f = (model[key] for key in ["V", "n", "d", "h", "layers", "k", "batch", "f"])
+ids = np.fromfile(tokens, dtype=np.uint16, offset=128).astype(np.int64)
+
+
+def batches():
+    rng, at = np.random.default_rng(0), 0
+    while True:
+        at = at if at + batch * n <= len(ids) else 0
+        block = torch.from_numpy(ids[at : at + batch * n].reshape(batch, n).copy())
+        at += batch * n
+        masked = torch.from_numpy(rng.random((batch, n)) < 0.15)
+        labels = block.masked_fill(~masked, -100)
+        draw = torch.from_numpy(rng.random((batch, n)))
+        block = torch.where(masked & (draw < 0.8), torch.tensor(4), block)
+        yield torch.where(masked & (draw >= 0.9), torch.from_numpy(rng.integers(5, V, (batch, n))), block), labels
+
+
+def trainer(net, loss_of):
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
+    weights, data = list(net.parameters()), batches()
+
+    def step():
+        inputs, labels = next(data)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = loss_of(inputs, labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def hugging_face(compiled):
+    from transformers import RobertaConfig, RobertaForMaskedLM
+
+    config = RobertaConfig(vocab_size=V, hidden_size=d, num_hidden_layers=layers, num_attention_heads=h, intermediate_size=f,
+                           max_position_embeddings=n + 2, attention_probs_dropout_prob=0.1)
+    net = RobertaForMaskedLM(config).train()
+    call = torch.compile(net) if compiled else net
+    return trainer(net, lambda inputs, labels: call(input_ids=inputs, labels=labels).loss)
+
+
+def lucidrains():
+    from linformer import LinformerLM
+
+    net = LinformerLM(num_tokens=V, dim=d, seq_len=n, depth=layers, heads=h, k=k, one_kv_head=False, share_kv=True, dropout=0.1).train()
+    return trainer(net, lambda inputs, labels: F.cross_entropy(net(inputs).view(-1, V).float(), labels.view(-1), ignore_index=-100))
+
+
+def floor():
+    kind = torch.bfloat16 if bf16 else torch.float32
+    rows, short, masked, head = batch * n, batch * k, round(0.15 * batch * n), d // h
+    calls = []
+
+    def product(m, inner, out):
+        """y = x W^T with both gradients."""
+        x, w, dy = torch.randn(m, inner, dtype=kind), torch.randn(out, inner, dtype=kind), torch.randn(m, out, dtype=kind)
+        calls.extend([lambda: torch.mm(x, w.t()), lambda: torch.mm(dy, w), lambda: torch.mm(dy.t(), x)])
+
+    def batched(count, m, inner, out):
+        """y = a b with both gradients."""
+        a, b, dy = (torch.randn(count, *shape, dtype=kind) for shape in [(m, inner), (inner, out), (m, out)])
+        calls.extend([lambda: torch.bmm(a, b), lambda: torch.bmm(dy, b.transpose(1, 2)), lambda: torch.bmm(a.transpose(1, 2), dy)])
+
+    for _ in range(layers):
+        product(rows, d, d), product(short, d, d), product(short, d, d), product(rows, d, d)
+        batched(batch, k, n, d), batched(batch * h, n, head, k), batched(batch * h, n, k, head)
+        product(rows, d, f), product(rows, f, d)
+    product(masked, d, d), product(masked, d, V)
+
+    def step():
+        for call in calls:
+            call()
+
+    return step
+
+
+step = {"hugging-face": lambda: hugging_face(False), "hugging-face-compile": lambda: hugging_face(True), "lucidrains": lucidrains, "floor": floor}[peer]()
+step(), step()
+print("ready", flush=True)
+for line in sys.stdin:
+    start = time.perf_counter()
+    for _ in range(int(line)):
+        step()
+    print(time.perf_counter() - start, flush=True)
