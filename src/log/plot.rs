@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Once;
 
 const SIZE: (u32, u32) = (900, 540);
-const FONT: &str = "report";
+pub(super) const FONT: &str = "report";
 /// Colour-blind safe (Okabe and Ito).
 const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 0, 0),
@@ -62,9 +62,9 @@ pub struct BarChart {
 #[error("plot: {0}")]
 pub struct PlotError(String);
 
-type Drawn = Result<(), PlotError>;
+pub type Drawn = Result<(), PlotError>;
 
-fn failed(error: impl std::fmt::Display) -> PlotError {
+pub(super) fn failed(error: impl std::fmt::Display) -> PlotError {
     PlotError(error.to_string())
 }
 
@@ -211,7 +211,7 @@ impl Chart for BarChart {
 }
 
 /// Title and margins, alike in every chart.
-fn frame<'a, 'b, B: DrawingBackend>(area: &'a DrawingArea<B, Shift>, title: &str) -> ChartBuilder<'a, 'b, B> {
+pub(super) fn frame<'a, 'b, B: DrawingBackend>(area: &'a DrawingArea<B, Shift>, title: &str) -> ChartBuilder<'a, 'b, B> {
     let mut builder = ChartBuilder::on(area);
     builder.caption(title, (FONT, 22)).margin(14).x_label_area_size(46).y_label_area_size(72);
     builder
