@@ -55,6 +55,9 @@ enum Command {
         /// Say what it comes to, and run nothing
         #[arg(long)]
         dry_run: bool,
+        /// Folder for results.json [default: the file's, if no keys are set]
+        #[arg(long, value_name = "DIR")]
+        results: Option<PathBuf>,
     },
     /// Predict with a fine-tuned run: GLUE's submission files of its test split, or a file's rows or lines
     Predict {
@@ -93,7 +96,7 @@ enum Command {
         #[arg(long, value_parser = precision)]
         precision: Option<Precision>,
     },
-    /// Tables, plots and report.html from finished runs
+    /// Tables, plots and report.html from finished runs; or, of a folder of results, the report on the paper
     Report {
         /// Folders with runs in them
         #[arg(required = true)]
@@ -231,7 +234,7 @@ fn run(command: Command) -> Result<Finished> {
     match command {
         Command::Pretrain(args) => train(args, false),
         Command::Finetune(args) => train(args, true),
-        Command::Sweep { file, overrides, dry_run } => {
+        Command::Sweep { file, overrides, dry_run, results } => {
             let sweep = Sweep::load(&file, &overrides)?;
             if dry_run {
                 out(&experiments::sweep::describe(&sweep))?;
@@ -239,7 +242,7 @@ fn run(command: Command) -> Result<Finished> {
             }
             let interrupt = Interrupt::install()?;
             interrupt.wait_for_checkpoint();
-            experiments::sweep::run(&sweep, &interrupt)
+            experiments::sweep::run(&sweep, results.as_deref(), &interrupt)
         }
         Command::Replay { incident, precision } => {
             out(&experiments::replay::run(&incident, precision)?)?;
@@ -369,6 +372,13 @@ fn efficiency(config: &Path, overrides: &[String], cell: Option<&str>) -> Result
 }
 
 fn report(dirs: &[PathBuf], folder: Option<PathBuf>) -> Result<Finished> {
+    if let ([dir], None) = (dirs, &folder) {
+        if experiments::study::is_study(dir) {
+            out(&experiments::study::write(dir)?)?;
+            say(&format!("written: {}", dir.join("report.html").display()));
+            return Ok(Finished::Done(Value::Null));
+        }
+    }
     let folder = folder.or_else(|| dirs.first().cloned()).context("no folder given")?;
     let text = Report::read(dirs)?.write(&folder)?;
     out(&text)?;

@@ -71,6 +71,8 @@ pub struct Group {
     /// Tokens until the loss lies this far below the unigrams'; None: never, in some run.
     pub plateau_tokens: Option<Estimate>,
     pub tokens_per_second: Option<f64>,
+    /// Of the masked text: what compares between vocabularies.
+    pub bits_per_byte: Option<Estimate>,
     pub unigram_loss: Option<f64>,
 }
 
@@ -193,6 +195,38 @@ impl Results {
         Ok(results)
     }
 
+    /// A grid of learning rates made one: of each group the runs at the rate with the best mean on the rows that choose (or,
+    /// of pretraining, the least loss), under the group's name without the rate.
+    pub fn with_rates_chosen(mut self) -> Self {
+        let chosen = self.chosen_rates();
+        if chosen.is_empty() {
+            return self;
+        }
+        let missing = self.wanted.saturating_sub(self.runs.len());
+        self.runs.retain(|r| chosen.get(&without_rate(&r.group)) == Some(&r.settings["learning_rate"].to_string()));
+        self.wanted = self.runs.len() + missing;
+        for run in &mut self.runs {
+            run.group = without_rate(&run.group);
+            run.against = run.against.as_deref().map(without_rate);
+        }
+        self
+    }
+
+    /// The rate of each group, where the sweep has a grid of them.
+    pub fn chosen_rates(&self) -> BTreeMap<String, String> {
+        let mut means: BTreeMap<String, BTreeMap<String, Vec<f64>>> = BTreeMap::new();
+        for run in self.runs.iter().filter(|r| !r.settings["set"]["train.learning_rate"].is_null()) {
+            let score = if self.is_of_tasks() { run.summary["value"].as_f64() } else { run.summary["loss"].as_f64().map(|l| -l) };
+            let rates = means.entry(without_rate(&run.group)).or_default();
+            rates.entry(run.settings["learning_rate"].to_string()).or_default().extend(score);
+        }
+        let best = |rates: BTreeMap<String, Vec<f64>>| {
+            let mean = |values: &Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
+            rates.into_iter().filter(|(_, v)| !v.is_empty()).max_by(|a, b| mean(&a.1).total_cmp(&mean(&b.1))).map(|(rate, _)| rate)
+        };
+        means.into_iter().filter_map(|(group, rates)| Some((group, best(rates)?))).collect()
+    }
+
     pub fn is_of_tasks(&self) -> bool {
         self.measure == "value"
     }
@@ -222,7 +256,7 @@ impl Results {
         let pairs: Vec<(u64, f64)> = runs.iter().filter_map(|r| Some((r.seed, self.value(r)?))).collect();
         let values: Vec<f64> = pairs.iter().map(|p| p.1).collect();
         let first = runs.first()?;
-        let speeds: Vec<f64> = runs.iter().filter_map(|r| r.summary["tokens_per_second"].as_f64()).collect();
+        let of_summary = |key: &str| runs.iter().filter_map(|r| r.summary[key].as_f64()).collect::<Vec<f64>>();
         Some(Group {
             name: name.into(),
             estimate: Estimate::of(&values)?,
@@ -231,7 +265,8 @@ impl Results {
             against: first.against.as_ref().and_then(|other| self.compare(name, other, first.paper)),
             curve: mean_curve(&runs),
             plateau_tokens: self.plateau(&runs),
-            tokens_per_second: Estimate::of(&speeds).map(|e| e.mean),
+            tokens_per_second: Estimate::of(&of_summary("tokens_per_second")).map(|e| e.mean),
+            bits_per_byte: Estimate::of(&of_summary("bits_per_byte")),
             unigram_loss: first.summary["unigram_perplexity"].as_f64().map(f64::ln),
         })
     }
@@ -256,6 +291,13 @@ impl Results {
         let all: Vec<f64> = runs.iter().filter_map(left).collect();
         (all.len() == runs.len()).then(|| Estimate::of(&all)).flatten()
     }
+}
+
+/// A group's name without its learning rate.
+fn without_rate(group: &str) -> String {
+    const KEY: &str = "_learning_rate=";
+    let Some((before, after)) = group.split_once(KEY) else { return group.into() };
+    before.to_string() + after.find('_').map_or("", |at| &after[at..])
 }
 
 /// (tokens, value), the mean over the runs that have the step.
@@ -312,6 +354,28 @@ mod tests {
         assert_eq!(test.difference.count, 2, "seed 2 has no partner");
         assert!((test.t - 0.225 / 0.025).abs() < 1e-9, "{}", test.t);
         assert_eq!(comparison.paper, Some(0.05));
+    }
+
+    #[test]
+    fn the_rate_that_chose_best_is_reported_on_the_other_half() {
+        let mut results = results();
+        results.measure = "value".into();
+        let run = |rate: f64, seed: u64, chosen: f64, reported: f64| {
+            let mut run = results.runs[0].clone();
+            run.group = format!("full_task=which_novel_learning_rate={rate}_x=1");
+            run.seed = seed;
+            run.settings = json!({"learning_rate": rate, "set": {"train.learning_rate": rate}});
+            run.summary = json!({"value": chosen, "reported_value": reported});
+            run
+        };
+        // The second rate looks better where it was not allowed to.
+        results.runs = vec![run(0.1, 0, 0.8, 0.6), run(0.1, 1, 0.9, 0.7), run(0.2, 0, 0.7, 0.95), run(0.2, 1, 0.7, 0.95)];
+        results.wanted = 6;
+        let chosen = results.with_rates_chosen();
+        assert_eq!((chosen.runs.len(), chosen.wanted), (2, 4));
+        let group = chosen.group("full_task=which_novel_x=1").unwrap();
+        assert!((group.estimate.mean - 0.65).abs() < 1e-12);
+        assert_eq!(chosen.chosen_rates()["full_task=which_novel_x=1"], "0.1");
     }
 
     #[test]

@@ -21,8 +21,8 @@ use std::path::Path;
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
-/// Runs a sweep and prints its table.
-pub fn run(sweep: &Sweep, interrupt: &Interrupt) -> Result<Finished> {
+/// Runs a sweep and prints its table; `results` is a folder for `results.json` instead of the file's.
+pub fn run(sweep: &Sweep, results: Option<&Path>, interrupt: &Interrupt) -> Result<Finished> {
     let configs = sweep.dir.join("configs");
     fs::create_dir_all(&configs).with_context(|| configs.display().to_string())?;
     let mut failed = Vec::new();
@@ -39,7 +39,7 @@ pub fn run(sweep: &Sweep, interrupt: &Interrupt) -> Result<Finished> {
     }
     let table = Table::of(sweep);
     table.write(&sweep.dir)?;
-    write_results(sweep)?;
+    write_results(sweep, results)?;
     std::io::stdout().write_all(table.text().as_bytes())?;
     if !failed.is_empty() {
         bail!("{} of {} runs failed: {}", failed.len(), sweep.runs.len(), failed.join(", "));
@@ -47,16 +47,13 @@ pub fn run(sweep: &Sweep, interrupt: &Interrupt) -> Result<Finished> {
     Ok(Finished::Done(Value::Null))
 }
 
-/// `results.json` into the sweep's folder, and into its folder of results if the file ran as it stands.
-fn write_results(sweep: &Sweep) -> Result<()> {
+/// `results.json` into the folder that was named, or into the file's own if it ran as it stands.
+fn write_results(sweep: &Sweep, named: Option<&Path>) -> Result<()> {
+    let Some(folder) = named.or(sweep.file.results.as_deref().filter(|_| !sweep.changed)) else { return Ok(()) };
     let text = serde_json::to_string_pretty(&collect(sweep)?)? + "\n";
-    let committed = sweep.file.results.as_deref().filter(|_| !sweep.changed);
-    for folder in std::iter::once(sweep.dir.as_path()).chain(committed) {
-        fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-        let path = folder.join("results.json");
-        replace(&path, text.as_bytes()).with_context(|| path.display().to_string())?;
-    }
-    Ok(())
+    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    let path = folder.join("results.json");
+    replace(&path, text.as_bytes()).with_context(|| path.display().to_string())
 }
 
 /// What a sweep comes to, before anything runs: a line a run, and the sums.
