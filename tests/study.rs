@@ -169,6 +169,8 @@ fn a_sweep_leaves_results_and_a_report_is_made_of_them() {
     // The two halves together are all rows, so that their mean weighs them to the whole.
     let all = summary["scores"]["accuracy"].as_f64().unwrap();
     assert!((value.min(reported)..=value.max(reported)).contains(&all), "{summary}");
+    lab.ok(&["sweep", "sweep.json", "--collect", "--results", "again"]);
+    assert_eq!(lab.json("again/results.json"), results);
     let text = lab.ok(&["report", "results"]).stdout;
     assert!(text.contains("On ListOps"), "{text}");
     let page = lab.read("results/listops/page.md");

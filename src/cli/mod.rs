@@ -55,6 +55,9 @@ enum Command {
         /// Say what it comes to, and run nothing
         #[arg(long)]
         dry_run: bool,
+        /// Write results.json of the runs that are done, and run nothing
+        #[arg(long, conflicts_with = "dry_run")]
+        collect: bool,
         /// Folder for results.json [default: the file's, if no keys are set]
         #[arg(long, value_name = "DIR")]
         results: Option<PathBuf>,
@@ -234,10 +237,14 @@ fn run(command: Command) -> Result<Finished> {
     match command {
         Command::Pretrain(args) => train(args, false),
         Command::Finetune(args) => train(args, true),
-        Command::Sweep { file, overrides, dry_run, results } => {
+        Command::Sweep { file, overrides, dry_run, collect, results } => {
             let sweep = Sweep::load(&file, &overrides)?;
             if dry_run {
                 out(&experiments::sweep::describe(&sweep))?;
+                return Ok(Finished::Done(Value::Null));
+            }
+            if collect {
+                experiments::sweep::write_results(&sweep, results.as_deref())?;
                 return Ok(Finished::Done(Value::Null));
             }
             let interrupt = Interrupt::install()?;

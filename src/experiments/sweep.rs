@@ -48,7 +48,7 @@ pub fn run(sweep: &Sweep, results: Option<&Path>, interrupt: &Interrupt) -> Resu
 }
 
 /// `results.json` into the folder that was named, or into the file's own if it ran as it stands.
-fn write_results(sweep: &Sweep, named: Option<&Path>) -> Result<()> {
+pub fn write_results(sweep: &Sweep, named: Option<&Path>) -> Result<()> {
     let Some(folder) = named.or(sweep.file.results.as_deref().filter(|_| !sweep.changed)) else { return Ok(()) };
     let text = serde_json::to_string_pretty(&collect(sweep)?)? + "\n";
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;

@@ -163,8 +163,26 @@ impl LineChart {
                 chart.draw_series(series.points.iter().map(|p| Circle::new(*p, 4, colour.filled()))).map_err(failed)?;
             }
         }
-        draw_legend(&mut chart)?;
+        draw_legend(&mut chart, self.legend_position())?;
         area.present().map_err(failed)
+    }
+
+    /// Above the curves, or below them where they end high.
+    fn legend_position(&self) -> SeriesLabelPosition {
+        let (x, y) = (self.range(|p| p.0, self.log_x, 0.0), self.range(|p| p.1, self.log_y, 0.06));
+        let share = |v: f64, range: &std::ops::Range<f64>, log: bool| match log {
+            true => (v / range.start).ln() / (range.end / range.start).ln(),
+            false => (v - range.start) / (range.end - range.start),
+        };
+        let points = self.series.iter().filter(|s| !s.reference).flat_map(|s| &s.points);
+        let right: Vec<f64> =
+            points.filter(|p| share(p.0, &x, self.log_x) > 0.6).map(|p| share(p.1, &y, self.log_y)).filter(|y| y.is_finite()).collect();
+        let high = right.iter().filter(|y| **y > 0.6).count();
+        if high * 2 > right.len() {
+            SeriesLabelPosition::LowerRight
+        } else {
+            SeriesLabelPosition::UpperRight
+        }
     }
 }
 
@@ -205,7 +223,7 @@ impl Chart for BarChart {
                     .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(1)));
             }
         }
-        draw_legend(&mut chart)?;
+        draw_legend(&mut chart, SeriesLabelPosition::UpperRight)?;
         area.present().map_err(failed)
     }
 }
@@ -218,7 +236,7 @@ pub(super) fn frame<'a, 'b, B: DrawingBackend>(area: &'a DrawingArea<B, Shift>, 
 }
 
 /// The names of the series, alike in every chart.
-fn draw_legend<'a, B, X, Y>(chart: &mut ChartContext<'a, B, Cartesian2d<X, Y>>) -> Drawn
+fn draw_legend<'a, B, X, Y>(chart: &mut ChartContext<'a, B, Cartesian2d<X, Y>>, position: SeriesLabelPosition) -> Drawn
 where
     B: DrawingBackend + 'a,
     X: Ranged<ValueType = f64>,
@@ -229,7 +247,7 @@ where
         .background_style(WHITE.mix(0.85))
         .border_style(RGBColor(200, 200, 200))
         .label_font((FONT, 15))
-        .position(SeriesLabelPosition::UpperRight)
+        .position(position)
         .draw()
         .map_err(failed)
 }

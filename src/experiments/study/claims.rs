@@ -58,14 +58,14 @@ pub fn all(evidence: &Evidence) -> Vec<Claim> {
         claim(
             "Section 3, Figure 1",
             "Attention of a trained model is low rank: a quarter of the singular values holds 0.89 to 0.93 of their sum.",
-            "confirmed if the share at n/4 of a trained full model is at least 0.85 and above that of the untrained one (Welch, p < 0.05); contradicted if it is below it",
+            "confirmed if the share at n/4 of every trained full model is at least 0.85 and above that of the untrained one (two standard errors); contradicted if every one is below it",
             "spectrum",
             low_rank(evidence),
         ),
         claim(
             "Section 3, Figure 1",
             "Higher layers are of lower rank.",
-            "confirmed if the share rises at every layer and from the first to the last (paired over sequences, p < 0.05); contradicted if the last is below the first",
+            "confirmed if in every trained full model the share rises at every layer and from the first to the last (paired over sequences, p < 0.05); contradicted if in every one the last is below the first",
             "spectrum",
             depth(evidence),
         ),
@@ -237,52 +237,65 @@ fn estimate(value: &Value) -> Option<Estimate> {
     serde_json::from_value(value.clone()).ok()
 }
 
-/// Trained and untrained spectra of full attention.
-fn spectra(evidence: &Evidence) -> (Option<&Value>, Option<&Value>) {
-    let full = || evidence.of_kind("spectrum").map(|(_, v)| v).filter(|v| v["attention"] == "full");
-    (full().find(|v| !v["checkpoint"].is_null()), full().find(|v| v["checkpoint"].is_null()))
+/// Spectra of full attention: of trained models, and of untrained ones.
+fn spectra(evidence: &Evidence) -> (Vec<&Value>, Vec<&Value>) {
+    let full = evidence.of_kind("spectrum").map(|(_, v)| v).filter(|v| v["attention"] == "full");
+    full.partition(|v| !v["checkpoint"].is_null())
 }
 
+/// Every trained model against the untrained one of its length.
 fn low_rank(evidence: &Evidence) -> Judged {
     let (trained, untrained) = spectra(evidence);
-    let (trained, untrained) = (estimate(&trained?["all"]["cumulative"])?, untrained.and_then(|u| estimate(&u["all"]["cumulative"])));
-    let Some(control) = untrained else {
-        return Some((
-            State::NotConfirmed,
-            format!("the share is {} of a trained model; the untrained control was not measured", trained.text(3)),
-        ));
-    };
-    let se = (trained.se?.powi(2) + control.se?.powi(2)).sqrt();
-    let difference = trained.mean - control.mean;
-    let words = format!(
-        "the share at n/4 is {} in the trained model and {} in the untrained one, a difference of {difference:+.3} ({:.1} standard errors)",
-        trained.text(3),
-        control.text(3),
-        difference.abs() / se
-    );
-    // Hundreds of sequences: the normal quantile serves.
-    let state = match difference / se {
-        t if t > 1.96 && trained.mean >= 0.85 => State::Confirmed,
-        t if t < -1.96 => State::Contradicted,
+    let share = |v: &Value| estimate(&v["all"]["cumulative"]);
+    let (mut words, mut states) = (Vec::new(), Vec::new());
+    for model in &trained {
+        let (name, ours) = (model["name"].as_str().unwrap_or_default(), share(model)?);
+        let control = untrained.iter().find(|u| u["looked_at"]["length"] == model["looked_at"]["length"]).and_then(|u| share(u));
+        let Some(control) = control else {
+            words.push(format!("{name} {} (no untrained control of its length)", ours.text(4)));
+            continue;
+        };
+        let se = (ours.se?.powi(2) + control.se?.powi(2)).sqrt();
+        let difference = ours.mean - control.mean;
+        words.push(format!("{name} {} (untrained {})", ours.text(4), control.text(4)));
+        // Hundreds of sequences: the normal quantile serves.
+        states.push(match difference / se {
+            t if t > 1.96 && ours.mean >= 0.85 => State::Confirmed,
+            t if t < -1.96 => State::Contradicted,
+            _ => State::NotConfirmed,
+        });
+    }
+    (!words.is_empty()).then(|| (common(&states), format!("the share at n/4: {}", words.join(", "))))
+}
+
+/// What all say, or else nothing.
+fn common(states: &[State]) -> State {
+    match states {
+        [first, rest @ ..] if rest.iter().all(|s| s == first) => *first,
         _ => State::NotConfirmed,
-    };
-    Some((state, words))
+    }
 }
 
 fn depth(evidence: &Evidence) -> Judged {
-    let trained = spectra(evidence).0?;
-    let test: Test = serde_json::from_value(trained["depth"]["last_minus_first"].clone()).ok()?;
-    let rises = trained["depth"]["rises_at_every_layer"] == true;
-    let state = match test.difference.mean {
-        d if d > 0.0 && test.p < 0.05 && rises => State::Confirmed,
-        d if d < 0.0 && test.p < 0.05 => State::Contradicted,
-        _ => State::NotConfirmed,
-    };
-    let layers = trained["layers"].as_i64().unwrap_or(0);
-    let order = if rises { "rises at every layer" } else { "does not rise at every layer" };
-    let words =
-        format!("over {layers} layers the share {order}; the last less the first {:+.3} (p {})", test.difference.mean, p_value(test.p));
-    Some((state, words))
+    let (mut words, mut states) = (Vec::new(), Vec::new());
+    for model in spectra(evidence).0 {
+        let test: Test = serde_json::from_value(model["depth"]["last_minus_first"].clone()).ok()?;
+        let rises = model["depth"]["rises_at_every_layer"] == true;
+        states.push(match test.difference.mean {
+            d if d > 0.0 && test.p < 0.05 && rises => State::Confirmed,
+            d if d < 0.0 && test.p < 0.05 => State::Contradicted,
+            _ => State::NotConfirmed,
+        });
+        let order = if rises { "rises at every layer" } else { "does not rise at every layer" };
+        words.push(format!(
+            "over {} layers of {} the share {order}, the last less the first {:+.3} (p {})",
+            model["layers"],
+            model["name"].as_str().unwrap_or_default(),
+            test.difference.mean,
+            p_value(test.p)
+        ));
+    }
+    (!words.is_empty()).then(|| (common(&states), words.join("; ")))
 }
 
 fn bound_holds(evidence: &Evidence, theorem: u64) -> Judged {

@@ -57,7 +57,7 @@ fn a_claim_is_judged_by_its_interval_and_not_by_its_mean() {
 
 #[test]
 fn an_order_is_confirmed_or_contradicted() {
-    let claim = "Section 5.1, Figure 3 a A larger k has a lowe";
+    let claim = "Section 5.1, Figure 3 a A larger k has a low";
     let judge = |k16: &[f64]| {
         let groups: [(&str, Option<&str>, &[f64]); 3] =
             [("n64-k8", None, &[1.3, 1.4, 1.35]), ("n64-k16", None, k16), ("n64-k32", None, &[1.0, 1.1, 1.06])];
