@@ -4,7 +4,7 @@ CARGO ?= cargo
 BIN := target/release/linformer
 LIBTORCH_KIND := $(if $(CUDA),cuda)
 
-.PHONY: help setup build demo demo-smoke test test-slow test-kill test-crash test-faults test-long test-fetch fuzz check bench bench-compare gpu-check clean
+.PHONY: help setup build demo demo-smoke results-small report-results test test-slow test-kill test-crash test-faults test-long test-fetch fuzz check bench bench-compare gpu-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -20,6 +20,13 @@ demo: build ## the paper in small: pretraining, fine-tuning and a report, in abo
 
 demo-smoke: build ## the same path in about a minute, learning next to nothing
 	@scripts/demo.sh smoke
+
+results-small: build ## the whole paper at small scale on 2 cores in a night; goes on where it was (STEPS="figure3ab spectrum": those alone)
+	@scripts/results_small.sh $(STEPS)
+
+report-results: build ## every page, plot and the list of claims again from the committed numbers
+	@$(BIN) report experiments/results
+	@mv experiments/results/reproduction.md docs/reproduction.md
 
 test: setup ## all tests but the slow ones
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \

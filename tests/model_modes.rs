@@ -33,6 +33,7 @@ fn every_mode() -> Vec<Value> {
     modes.extend(PROJECTION.map(|p| json!({"k": 5, "sharing": "key_value", "projection": p})));
     modes.extend(PROJECTION.map(|p| json!({"k": [3, 7], "sharing": "headwise", "projection": p})));
     modes.extend(PROJECTION.map(|p| json!({"k": [[3, 6], [5, 2]], "sharing": "none", "projection": p})));
+    modes.extend(["none", "headwise", "key_value"].map(|s| json!({"k": 4, "sharing": s, "bias": "before_compression"})));
     modes.push(json!({"kind": "full"}));
     modes
 }
@@ -81,6 +82,39 @@ fn outputs_at_real_tokens_do_not_move_when_padding_is_added() {
             }
         }
     }
+}
+
+/// What the paper's released code does, and why it is not our default.
+#[test]
+fn padding_blind_attention_is_ours_without_padding_and_moves_with_it() {
+    let outputs = |padding: &str, length: i64| {
+        let (_, encoder) = build(&model(json!({"k": 4, "sharing": "key_value", "init": "jl", "padding": padding})));
+        let text = ids(2, 10).constant_pad_nd([0, length - 10]);
+        let mask = Tensor::ones([2, 10], (Kind::Int64, Device::Cpu)).constant_pad_nd([0, length - 10]);
+        let input = Input { ids: &text + mask.logical_not().to_kind(Kind::Int64), attention_mask: Some(mask) };
+        encoder.forward(&input, &Pass::evaluation(Kind::Float)).unwrap().narrow(1, 0, 10)
+    };
+    let distance = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
+    assert!(distance(&outputs("zeroed", 10), &outputs("blind", 10)) < 1e-6);
+    assert!(distance(&outputs("zeroed", 10), &outputs("zeroed", 16)) < 1e-5);
+    assert!(distance(&outputs("blind", 10), &outputs("blind", 16)) > 1e-4);
+}
+
+/// E (X W) + b and E (X W + b): one function while the biases are zero, and not after.
+#[test]
+fn where_the_bias_stands_matters_once_it_is_not_zero() {
+    let outputs = |bias: &str, value: f64| {
+        let (parameters, encoder) = build(&model(json!({"k": 4, "sharing": "headwise", "init": "jl", "bias": bias})));
+        tch::no_grad(|| {
+            for p in parameters.iter().filter(|p| p.name.ends_with("self.value.bias")) {
+                let _ = p.tensor.shallow_clone().fill_(value);
+            }
+        });
+        encoder.forward(&Input { ids: ids(2, 16), attention_mask: None }, &Pass::evaluation(Kind::Float)).unwrap()
+    };
+    let distance = |value| (outputs("after_compression", value) - outputs("before_compression", value)).abs().max().double_value(&[]);
+    assert!(distance(0.0) < 1e-5, "{}", distance(0.0));
+    assert!(distance(0.5) > 1e-3, "{}", distance(0.5));
 }
 
 #[test]

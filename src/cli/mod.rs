@@ -4,6 +4,7 @@
 
 mod doctor;
 mod fetch;
+mod study;
 
 use crate::config::sweep::Sweep;
 use crate::config::{load, Config, Origins, Precision};
@@ -11,8 +12,10 @@ use crate::data::derive::{derive, Amounts};
 use crate::data::prepare::{open_verified, prepare, prepared_folder};
 use crate::experiments::efficiency::Efficiency;
 use crate::experiments::info::{describe, Speed};
+use crate::experiments::planner::{plan, Cluster};
 use crate::experiments::report::Report;
 use crate::experiments::{self, predict, Finished, Start};
+use crate::native::panics;
 use crate::table::align;
 use crate::train::interrupt::Interrupt;
 use crate::train::run::{run_of, Resume};
@@ -49,6 +52,15 @@ enum Command {
         file: PathBuf,
         /// Keys to set in every run, such as train.max_steps=100
         overrides: Vec<String>,
+        /// Say what it comes to, and run nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Write results.json of the runs that are done, and run nothing
+        #[arg(long, conflicts_with = "dry_run")]
+        collect: bool,
+        /// Folder for results.json [default: the file's, if no keys are set]
+        #[arg(long, value_name = "DIR")]
+        results: Option<PathBuf>,
     },
     /// Predict with a fine-tuned run: GLUE's submission files of its test split, or a file's rows or lines
     Predict {
@@ -87,7 +99,7 @@ enum Command {
         #[arg(long, value_parser = precision)]
         precision: Option<Precision>,
     },
-    /// Tables, plots and report.html from finished runs
+    /// Tables, plots and report.html from finished runs; or, of a folder of results, the report on the paper
     Report {
         /// Folders with runs in them
         #[arg(required = true)]
@@ -105,6 +117,12 @@ enum Command {
         #[arg(long, hide = true, value_name = "N,VARIANT")]
         cell: Option<String>,
     },
+    /// Singular values of attention matrices (paper, Figure 1)
+    Spectrum(study::SpectrumArgs),
+    /// Error of the paper's approximations of attention, beside its bound (theorems 1 and 2)
+    Theorems(study::TheoremsArgs),
+    /// Loss on text moved by some places: how bound to positions is a model?
+    Shift(study::ShiftArgs),
     /// Every number that follows from a config, before anything runs
     Info {
         /// Config (JSON)
@@ -116,6 +134,9 @@ enum Command {
         /// Peak of the device in TFLOP/s [default: measured here]
         #[arg(long)]
         peak_tflops: Option<f64>,
+        /// Plan for a cluster: 8xH100, 64xV100-16, or any 4x300:40 (TFLOP/s and GiB of a GPU)
+        #[arg(long, value_name = "COUNTxGPU", conflicts_with = "peak_tflops")]
+        cluster: Option<Cluster>,
     },
     /// Corpora and tasks
     #[command(subcommand)]
@@ -141,6 +162,8 @@ enum DataCommand {
         #[arg(short = 'n', long, default_value_t = 3)]
         count: usize,
     },
+    /// Generate Long Range Arena's ListOps: task rows and a tokenizer
+    Listops(study::ListopsArgs),
     /// Derive the two embedded tasks from the corpus of a pretraining config, split by its held-out documents
     Derive {
         config: PathBuf,
@@ -214,17 +237,28 @@ fn run(command: Command) -> Result<Finished> {
     match command {
         Command::Pretrain(args) => train(args, false),
         Command::Finetune(args) => train(args, true),
-        Command::Sweep { file, overrides } => {
+        Command::Sweep { file, overrides, dry_run, collect, results } => {
             let sweep = Sweep::load(&file, &overrides)?;
+            if dry_run {
+                out(&experiments::sweep::describe(&sweep))?;
+                return Ok(Finished::Done(Value::Null));
+            }
+            if collect {
+                experiments::sweep::write_results(&sweep, results.as_deref())?;
+                return Ok(Finished::Done(Value::Null));
+            }
             let interrupt = Interrupt::install()?;
             interrupt.wait_for_checkpoint();
-            experiments::sweep::run(&sweep, &interrupt)
+            experiments::sweep::run(&sweep, results.as_deref(), &interrupt)
         }
         Command::Replay { incident, precision } => {
             out(&experiments::replay::run(&incident, precision)?)?;
             Ok(Finished::Done(Value::Null))
         }
         Command::Efficiency { config, overrides, cell } => efficiency(&config, &overrides, cell.as_deref()),
+        Command::Spectrum(args) => printed(panics::catch(|| study::spectrum(args))?),
+        Command::Theorems(args) => printed(panics::catch(|| study::theorems(args))?),
+        Command::Shift(args) => printed(panics::catch(|| study::shift(args))?),
         Command::Predict { run, file, format, out: folder, task, overrides } => {
             let (model, folder) = (fine_tuned(&run, &overrides)?, folder.unwrap_or_else(|| run_of(&run).join("submission")));
             match file {
@@ -245,10 +279,16 @@ fn run(command: Command) -> Result<Finished> {
             Ok(Finished::Done(Value::Null))
         }
         Command::Report { dirs, out } => report(&dirs, out),
-        Command::Info { config, overrides, mfu, peak_tflops } => info(&config, &overrides, mfu, peak_tflops),
+        Command::Info { config, overrides, mfu, peak_tflops, cluster } => info(&config, &overrides, mfu, peak_tflops, cluster),
         Command::Data(command) => data(command),
         Command::Doctor => doctor::run(),
     }
+}
+
+/// The table of a measurement to stdout.
+fn printed((text, finished): (String, Finished)) -> Result<Finished> {
+    out(&text)?;
+    Ok(finished)
 }
 
 /// A fine-tuned model, under its run's config with some keys set anew.
@@ -339,6 +379,13 @@ fn efficiency(config: &Path, overrides: &[String], cell: Option<&str>) -> Result
 }
 
 fn report(dirs: &[PathBuf], folder: Option<PathBuf>) -> Result<Finished> {
+    if let ([dir], None) = (dirs, &folder) {
+        if experiments::study::is_study(dir) {
+            out(&experiments::study::write(dir)?)?;
+            say(&format!("written: {}", dir.join("report.html").display()));
+            return Ok(Finished::Done(Value::Null));
+        }
+    }
     let folder = folder.or_else(|| dirs.first().cloned()).context("no folder given")?;
     let text = Report::read(dirs)?.write(&folder)?;
     out(&text)?;
@@ -346,8 +393,15 @@ fn report(dirs: &[PathBuf], folder: Option<PathBuf>) -> Result<Finished> {
     Ok(Finished::Done(Value::Null))
 }
 
-fn info(config: &Path, overrides: &[String], mfu: f64, peak_tflops: Option<f64>) -> Result<Finished> {
+fn info(config: &Path, overrides: &[String], mfu: f64, peak_tflops: Option<f64>, cluster: Option<Cluster>) -> Result<Finished> {
     let (config, origins) = load::load(config, overrides)?;
+    if let Some(cluster) = cluster {
+        if !(mfu > 0.0 && mfu <= 1.0) {
+            bail!("--mfu: found {mfu}, expected a number above 0, at most 1");
+        }
+        out(&plan(&config, &origins, &cluster, mfu)?)?;
+        return Ok(Finished::Done(Value::Null));
+    }
     let peak = match peak_tflops {
         Some(peak) => peak,
         None => {
@@ -401,6 +455,11 @@ fn data(command: DataCommand) -> Result<Finished> {
         DataCommand::Show { config, overrides, count } => {
             let (config, origins) = load::load(&config, &overrides)?;
             out(&experiments::show::run(config, &origins, count)?)?;
+        }
+        DataCommand::Listops(args) => {
+            for line in study::listops(&args)? {
+                out(&(line + "\n"))?;
+            }
         }
         DataCommand::Derive { config, out: folder, train_rows, dev_rows, words } => {
             let (config, origins) = load::load(&config, &[])?;

@@ -125,6 +125,11 @@ impl Raw {
         Ok((config, self.origins))
     }
 
+    /// Whether every key is one of a run's.
+    pub fn refuse_unknown_keys(&self) -> Result<(), ConfigError> {
+        refuse_unknown(&self.value, &default_object(), "", &self.origins)
+    }
+
     /// As `T`, whose keys are those of `schema`.
     pub fn parse<T: DeserializeOwned>(&self, schema: &Map<String, Value>) -> Result<T, ConfigError> {
         refuse_unknown(&self.value, schema, "", &self.origins)?;

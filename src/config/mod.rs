@@ -12,8 +12,8 @@ pub mod validate;
 
 pub use load::{ConfigError, Origins};
 pub use model::{
-    Attention, AttentionBackend, AttentionKind, Backend, HiddenAct, KSpec, Model, Norm, Order, PositionInit, Projection, ProjectionInit,
-    Sharing, WeightInit,
+    Attention, AttentionBackend, AttentionKind, Backend, BiasOrder, HiddenAct, KSpec, Model, Norm, Order, Padding, PositionInit,
+    Projection, ProjectionInit, Sharing, WeightInit,
 };
 pub use schema::{
     Config, Data, DocumentRule, Normalization, OnError, OnOverlap, OneOrMany, OptimizerKind, OwnTask, Precision, Run, Sampling,

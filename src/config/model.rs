@@ -93,6 +93,10 @@ pub struct Attention {
     pub order: Order,
     /// Start of the matrices E and F.
     pub init: ProjectionInit,
+    /// What a compressed key may hold of padding.
+    pub padding: Padding,
+    /// Where the key and value biases stand.
+    pub bias: BiasOrder,
     pub backend: AttentionBackend,
 }
 
@@ -105,6 +109,8 @@ impl Default for Attention {
             projection: Projection::Learned,
             order: Order::Auto,
             init: ProjectionInit::Normal,
+            padding: Padding::Zeroed,
+            bias: BiasOrder::After,
             backend: AttentionBackend::Fused,
         }
     }
@@ -164,6 +170,17 @@ choice!(ProjectionInit {
     /// A mean-pooling matrix with rows of unit length plus N(0, 0.02), learned from there.
     MeanPool = "mean_pool",
 });
+choice!(
+    /// E (X W) + b, for which both orders are one function; or E (X W + b), the formula taken to the letter of a linear layer:
+    /// every compressed row then has its own multiple of b.
+    BiasOrder { After = "after_compression", Before = "before_compression" }
+);
+choice!(
+    /// `zeroed`: padding is zero before every compression, so that outputs do not depend on how much of it there is. `blind`:
+    /// it is zeroed once, after the embeddings, and then treated like text, as the paper's released code does; for
+    /// comparison only.
+    Padding { Zeroed = "zeroed", Blind = "blind" }
+);
 choice!(
     /// `fused`: blocks of our own in one pass over memory where this device and kind have them; `reference`: libtorch's
     /// operations, what the blocks are held against.

@@ -203,6 +203,9 @@ pub struct Data {
     pub task_dir: PathBuf,
     /// Training rows used, for trials; 0: all.
     pub max_train_examples: usize,
+    /// The best checkpoint is chosen on one half of the scored rows (by a hash of the row's number), and the other half,
+    /// which chose nothing, is reported beside it.
+    pub dev_halves: bool,
     pub truncation: Truncation,
     pub on_overlap: OnOverlap,
     /// Fine-tuning: rows of this many batches are sorted by length before they are cut into batches, so that little of a
@@ -238,6 +241,7 @@ impl Default for Data {
             task: None,
             task_dir: "data/glue".into(),
             max_train_examples: 0,
+            dev_halves: false,
             truncation: Truncation::Head,
             on_overlap: OnOverlap::Warn,
             bucket_batches: 50,
@@ -358,10 +362,13 @@ pub struct Run {
     pub init_from: Option<PathBuf>,
     /// false: take shape and tokenizer of `init_from`, but start from random weights.
     pub init_weights: bool,
+    /// A safetensors file of `[k, n]` matrices under the names of the model's projections (`linformer spectrum
+    /// --projections` writes one): where E and F start instead of `model.attention.init`.
+    pub projections_from: Option<PathBuf>,
 }
 
 impl Default for Run {
     fn default() -> Self {
-        Self { dir: None, device: "cpu".into(), threads: 0, init_from: None, init_weights: true }
+        Self { dir: None, device: "cpu".into(), threads: 0, init_from: None, init_weights: true, projections_from: None }
     }
 }

@@ -10,6 +10,7 @@ use super::load::{read_object, ConfigError, Origins, Raw};
 use super::schema::Config;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The file.
@@ -25,6 +26,17 @@ pub struct SweepFile {
     pub grid: Map<String, Value>,
     /// Keys set in every run.
     pub set: Map<String, Value>,
+    /// What is asked, for the report.
+    pub about: String,
+    /// Folder that gets `results.json` when the sweep is done as it stands in the file: what a report is made from.
+    pub results: Option<PathBuf>,
+    /// What is compared: `loss` (pretraining) or `value` (fine-tuning); empty: by the kind of the runs.
+    pub measure: String,
+    /// Minutes that all runs take, and where.
+    pub minutes: Option<f64>,
+    pub machine: String,
+    /// Keys on which the paper is silent, and where our value is from.
+    pub silent: BTreeMap<String, String>,
 }
 
 /// A named set of keys.
@@ -34,12 +46,22 @@ pub struct Variant {
     pub name: String,
     #[serde(default)]
     pub set: Map<String, Value>,
+    /// The variant that it is compared with, seed by seed.
+    #[serde(default)]
+    pub against: Option<String>,
+    /// What the paper has for the difference of the two.
+    #[serde(default)]
+    pub paper: Option<f64>,
 }
 
 /// A sweep with every run's config worked out.
 pub struct Sweep {
+    pub path: PathBuf,
     pub dir: PathBuf,
     pub runs: Vec<SweepRun>,
+    pub file: SweepFile,
+    /// Whether keys were set on the command line: its results are not those of the file.
+    pub changed: bool,
 }
 
 /// One run of a sweep.
@@ -48,6 +70,10 @@ pub struct SweepRun {
     pub name: String,
     /// The name without the seed: runs of one group are averaged over seeds.
     pub group: String,
+    /// The group that it is compared with.
+    pub against: Option<String>,
+    /// The paper's difference to it.
+    pub paper: Option<f64>,
     /// The keys that were set, for a process of its own.
     pub raw: Map<String, Value>,
     pub config: Config,
@@ -86,8 +112,33 @@ impl Sweep {
                 runs.push(run);
             }
         }
-        Ok(Self { dir, runs })
+        refuse_strange(&file, &runs, &key_error)?;
+        Ok(Self { path: path.into(), dir, runs, file, changed: !overrides.is_empty() })
     }
+}
+
+/// What a report would stumble over: comparisons with nothing, and notes on keys that do not exist.
+fn refuse_strange(file: &SweepFile, runs: &[SweepRun], error: &dyn Fn(&str, &str) -> ConfigError) -> Result<(), ConfigError> {
+    let names = |other: &String| runs.iter().any(|r| r.group == *other);
+    if let Some(lost) = runs.iter().find(|r| r.against.as_ref().is_some_and(|a| !names(a))) {
+        let message = format!("{} is compared with {}, which is no variant", lost.group, lost.against.as_deref().unwrap_or_default());
+        return Err(error("variants", &message));
+    }
+    if let Some(run) = runs.iter().find(|r| r.paper.is_some() && r.against.is_none()) {
+        return Err(error("variants", &format!("{} has the paper's difference, but nothing it is compared with (against)", run.group)));
+    }
+    if !["", "loss", "value"].contains(&file.measure.as_str()) {
+        return Err(error("measure", &format!("found \"{}\", expected loss or value", file.measure)));
+    }
+    for key in file.silent.keys() {
+        let mut raw = Raw::default();
+        raw.set(key, Value::Null, "");
+        raw.refuse_unknown_keys().map_err(|e| match e {
+            ConfigError::Key { message, .. } => error(&format!("silent.{key}"), &message),
+            other => other,
+        })?;
+    }
+    Ok(())
 }
 
 type Point = Vec<(String, Value)>;
@@ -131,7 +182,8 @@ fn expand(
     overrides.iter().try_for_each(|text| raw.apply(text))?;
     let keys = raw.value.clone();
     let (config, _) = raw.into_config()?;
-    Ok(SweepRun { name, group, raw: keys, config })
+    let against = variant.against.as_ref().map(|other| run_name(other, point.iter().filter(|(key, _)| key != "train.seed")));
+    Ok(SweepRun { name, group, against, paper: variant.paper, raw: keys, config })
 }
 
 fn run_name<'a>(variant: &str, point: impl Iterator<Item = &'a (String, Value)>) -> String {
@@ -164,7 +216,7 @@ fn grid_points(grid: &Map<String, Value>) -> Result<Vec<Point>, String> {
 }
 
 fn schema() -> Map<String, Value> {
-    let keys = ["base", "dir", "variants", "grid", "set"];
+    let keys = ["base", "dir", "variants", "grid", "set", "about", "results", "measure", "minutes", "machine", "silent"];
     keys.into_iter().map(|key| (key.to_string(), Value::Null)).collect()
 }
 

@@ -1,7 +1,7 @@
 //! What a type cannot say: every rule names the key, what was found and what was expected.
 
 use super::load::{ConfigError, Origins};
-use super::model::{AttentionKind, KSpec, Model, Order, Projection, Sharing};
+use super::model::{AttentionKind, BiasOrder, KSpec, Model, Order, Projection, Sharing};
 use super::schema::{Config, OwnTask, TaskChoice};
 use crate::eval::Metric;
 
@@ -250,6 +250,12 @@ impl Model {
             return Err(origins.error(
                 "model.attention.order",
                 "found compress_first, expected auto or project_first: with sharing none every head compresses its own keys",
+            ));
+        }
+        if attention.bias == BiasOrder::Before && (attention.order == Order::CompressFirst || attention.projection == Projection::MaxPool) {
+            return Err(origins.error(
+                "model.attention.bias",
+                "found before_compression, expected after_compression with order compress_first and with max_pool: they compress the layer's input",
             ));
         }
         if attention.projection == Projection::MaxPool && attention.sharing != Sharing::None && attention.order == Order::ProjectFirst {

@@ -13,6 +13,7 @@ pub mod corpus;
 pub mod derive;
 pub mod documents;
 pub mod fetch;
+pub mod listops;
 pub mod loader;
 pub mod masking;
 pub mod order;

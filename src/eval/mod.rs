@@ -2,6 +2,8 @@
 //!
 //! A metric that the data does not define (one class only, constant predictions) is `None`, never a made-up number.
 
+pub mod statistics;
+
 use std::str::FromStr;
 
 /// A task's metric.

@@ -1,6 +1,6 @@
 //! Fine-tuning on a task with labelled sentences or pairs (paper, section 5.2, Table 2).
 
-use super::classifier::{Classifier, Scores};
+use super::classifier::{Classifier, Half, Scores};
 use super::setup::{self, Job, Parent};
 use super::{Finished, Start};
 use crate::config::{Config, Origins, TaskChoice};
@@ -25,6 +25,10 @@ use anyhow::{bail, Result};
 use serde_json::{json, Map, Value};
 use std::ops::Range;
 
+/// The metric on the half of the rows that chooses the best checkpoint, and on the other half (`data.dev_halves`).
+const CHOSEN_ON: &str = "chosen_on";
+const REPORTED_ON: &str = "reported_on";
+
 /// A classification or regression task.
 pub struct Finetune {
     spec: TaskSpec,
@@ -32,6 +36,8 @@ pub struct Finetune {
     scored: Vec<Rows>,
     classifier: Classifier,
     label_smoothing: f64,
+    /// One half of the rows chooses the best checkpoint, the other is reported.
+    dev_halves: bool,
     /// Scored texts in the pretraining corpus, where both are at hand.
     leaks: Option<Leaks>,
 }
@@ -85,6 +91,12 @@ impl Task for Finetune {
                 values.push(("loss", scores.loss));
                 values.extend(scores.constant.then_some(("constant_prediction", 1.0)));
                 score = scores.metrics.first().and_then(|(_, value)| *value);
+                if self.dev_halves {
+                    let metric = self.spec.metrics[0];
+                    score = scores.on(Half::Choosing, metric);
+                    let halves = [(CHOSEN_ON, score), (REPORTED_ON, scores.on(Half::Reported, metric))];
+                    values.extend(halves.into_iter().filter_map(|(name, value)| Some((name, value?))));
+                }
             }
             values.extend(scores.metrics.iter().filter_map(|(metric, value)| Some((metric.name_on(&split.name), (*value)?))));
             parts.push(text(&split.name, &scores));
@@ -136,7 +148,7 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
     let mut warnings: Vec<String> = [&train].into_iter().chain(&scored).flat_map(|rows| warnings(&rows.meta)).collect();
     let data = TaskData::new(train, &config, tokenizer.special.pad);
     let total_steps = total_steps(&config, origins, &data)?;
-    let inputs = setup::inputs(&tokenizer, Value::Object(hashes), parent.as_ref())?;
+    let inputs = setup::inputs(&config, &tokenizer, Value::Object(hashes), parent.as_ref())?;
     let folder = setup::open_folder(&config, &start, &inputs, total_steps)?;
     if let Some(summary) = folder.done {
         return Ok(Finished::Done(summary));
@@ -147,11 +159,20 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
     if let Some(parent) = parent.as_ref().filter(|_| config.run.init_weights) {
         parent.load(&parameters, Select::Encoder)?;
     }
+    setup::load_projections(&config, &parameters)?;
     let leaks = leaks(&spec, parent.as_ref())?;
     if let Some(Leaks { found, texts, first: Some(first) }) = &leaks {
         warnings.push(format!("{found} of {texts} scored texts stand in the corpus of run.init_from, the first is \"{first}\""));
     }
-    let task = Finetune { leaks, spec, data, scored, classifier, label_smoothing: config.train.label_smoothing };
+    let task = Finetune {
+        leaks,
+        spec,
+        data,
+        scored,
+        classifier,
+        label_smoothing: config.train.label_smoothing,
+        dev_halves: config.data.dev_halves,
+    };
     let job = Job {
         config: &config,
         start: &start,
@@ -222,6 +243,8 @@ fn summary(name: &str, config: &Config, task: &Finetune, parameters: &Parameters
     let truth = task.scored.first().map(Rows::labels).unwrap_or_default();
     let best = outcome.state.best().filter(|b| b.score.is_some());
     let lines = jsonl::read(&setup::run_dir(config, name).join("metrics.jsonl")).unwrap_or_default();
+    let scores = best.and_then(|b| scores_at(&lines, b.step));
+    let reported = scores.as_ref().map(|s| s[REPORTED_ON].clone());
     let splits: Map<String, Value> =
         [&task.data.rows].into_iter().chain(&task.scored).map(|r| (r.meta.name.clone(), json!(r.meta))).collect();
     json!({
@@ -232,7 +255,9 @@ fn summary(name: &str, config: &Config, task: &Finetune, parameters: &Parameters
         "metric": task.spec.metrics[0].name_on(&task.spec.scored[0].name),
         "value": best.and_then(|b| b.score),
         "best_step": best.map(|b| b.step),
-        "scores": best.and_then(|b| scores_at(&lines, b.step)),
+        "scores": scores,
+        // The value is of the half that chose; this half chose nothing.
+        "reported_value": reported,
         "constant_prediction": outcome.last.as_ref().and_then(|e| e.record.get("constant_prediction")) == Some(1.0),
         "majority": if task.spec.is_regression() { None } else { majority_share(&truth) },
         "train_rows": task.data.rows.len(),

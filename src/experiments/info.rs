@@ -44,13 +44,13 @@ pub fn describe(config: &Config, origins: &Origins, speed: Speed) -> Result<Stri
     add("tokens in all", thousands(tokens));
     add("tokens per parameter", format!("{:.1}", tokens / total as f64));
     add("weights, gradients and Adam state", mebibytes(total as f64 * 16.0));
-    add("activations of a micro-batch, about", mebibytes(activation_bytes(config, &model)));
+    add("activations of a micro-batch, about", mebibytes(activation_bytes(config, &model, train.micro_batch() as f64)));
     add(&format!("time at MFU {} of {} TFLOP/s", speed.mfu, speed.peak_tflops), duration(seconds));
     Ok(align(rows))
 }
 
 /// The model with its vocabulary and positions: the checkpoint's, or what config and tokenizer file say.
-fn resolved(config: &Config, origins: &Origins) -> Result<Model> {
+pub(super) fn resolved(config: &Config, origins: &Origins) -> Result<Model> {
     if let Some(parent) = Parent::find(config)? {
         return parent.merge_model(&config.model, origins);
     }
@@ -71,8 +71,8 @@ fn is_pool(model: &Model) -> bool {
 }
 
 /// What the backward pass needs: about 10 tensors of width d and 2 of the feed-forward width a layer, and the logits.
-fn activation_bytes(config: &Config, model: &Model) -> f64 {
-    let tokens = config.train.micro_batch() as f64 * config.data.sequence_length as f64;
+pub(super) fn activation_bytes(config: &Config, model: &Model, sequences: f64) -> f64 {
+    let tokens = sequences * config.data.sequence_length as f64;
     let width = 10.0 * model.hidden_size as f64 + 2.0 * model.intermediate_size as f64;
     let logits = if config.data.task.is_some() { 0.0 } else { config.data.mask_probability * model.vocabulary() as f64 * 3.0 };
     let bytes = if config.train.precision == crate::config::Precision::Bf16 { 2.0 } else { 4.0 };

@@ -1,5 +1,7 @@
 //! One file per thing that the paper did: [`pretrain`] (Figure 3), [`finetune`] (Table 2), [`sweep`] (both, over a grid), [`efficiency`] (Table 3),
-//! [`report`] (their tables and curves); [`predict`] uses and scores a fine-tuned model ([`classifier`]); [`show`] prints what a model sees,
+//! [`report`] (their tables and curves), [`spectrum`] (Figure 1), [`theorems`], [`shift`] (both look at a trained model through [`probe`]);
+//! [`results`] is what a sweep leaves to be committed, [`study`] the report on the whole paper from it, [`planner`] what a config takes
+//! on a cluster; [`predict`] uses and scores a fine-tuned model ([`classifier`]); [`show`] prints what a model sees,
 //! [`replay`] looks into a run that went wrong, [`info`] says what a config comes to before it runs, [`setup`] is what all share.
 
 pub mod classifier;
@@ -7,13 +9,20 @@ pub mod efficiency;
 pub mod finetune;
 pub mod info;
 pub mod paper;
+pub mod planner;
 pub mod predict;
 pub mod pretrain;
+pub mod probe;
 pub mod replay;
 pub mod report;
+pub mod results;
 pub mod setup;
+pub mod shift;
 pub mod show;
+pub mod spectrum;
+pub mod study;
 pub mod sweep;
+pub mod theorems;
 
 use crate::config::{Config, Origins};
 use crate::native::panics::catch;

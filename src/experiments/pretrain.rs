@@ -126,7 +126,7 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
     let prepared = prepare(&config.data, parent.as_ref().map(|o| o.tokenizer.as_path()))?;
     setup::resolve_model(&mut config, origins, &prepared.tokenizer)?;
     let hashes = json!({"train": prepared.meta.train_sha256, "validation": prepared.meta.validation_sha256});
-    let inputs = setup::inputs(&prepared.tokenizer, hashes, parent.as_ref())?;
+    let inputs = setup::inputs(&config, &prepared.tokenizer, hashes, parent.as_ref())?;
     let data = MlmData::new(prepared, &config)?;
     let folder = setup::open_folder(&config, &start, &inputs, config.train.max_steps)?;
     if let Some(summary) = folder.done {
@@ -137,6 +137,7 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
     if let Some(parent) = parent.as_ref().filter(|_| config.run.init_weights) {
         parent.load(&parameters, Select::All)?;
     }
+    setup::load_projections(&config, &parameters)?;
     let job = Job {
         config: &config,
         start: &start,

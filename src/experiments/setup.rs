@@ -6,7 +6,7 @@ use crate::config::{AttentionKind, Config, Model, Origins};
 use crate::data::tokenizer::Tokenizer;
 use crate::digest::{file_sha256, sha256};
 use crate::log::{progress::Progress, Log};
-use crate::model::weights::Select;
+use crate::model::weights::{Select, WeightsFile};
 use crate::model::Parameters;
 use crate::native::runtime;
 use crate::train::checkpoint::{step_name, Checkpoint};
@@ -23,12 +23,13 @@ use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
 /// Keys of a checkpoint's model that a later run may set anew: they change no weight.
-const FREE_KEYS: [&str; 6] = [
+const FREE_KEYS: [&str; 7] = [
     "model.backend",
     "model.hidden_dropout_prob",
     "model.attention_probs_dropout_prob",
     "model.classifier_dropout",
     "model.attention.order",
+    "model.attention.padding",
     "model.attention.backend",
 ];
 
@@ -152,9 +153,23 @@ pub fn resolve_model(config: &mut Config, origins: &Origins, tokenizer: &Tokeniz
 }
 
 /// What a run reads, as hashes: a resumed run must read the same.
-pub fn inputs(tokenizer: &Tokenizer, data: Value, parent: Option<&Parent>) -> Result<Value> {
+pub fn inputs(config: &Config, tokenizer: &Tokenizer, data: Value, parent: Option<&Parent>) -> Result<Value> {
     let weights = parent.map(Parent::sha256).transpose()?;
-    Ok(json!({"tokenizer": sha256(tokenizer.to_json()?.as_bytes()), "data": data, "init_from": weights}))
+    let mut inputs = json!({"tokenizer": sha256(tokenizer.to_json()?.as_bytes()), "data": data, "init_from": weights});
+    if let Some(path) = &config.run.projections_from {
+        inputs["projections_from"] = file_sha256(path).with_context(|| format!("run.projections_from: {}", path.display()))?.1.into();
+    }
+    Ok(inputs)
+}
+
+/// Copies E and F from `run.projections_from`, if it is set.
+pub fn load_projections(config: &Config, parameters: &Parameters) -> Result<()> {
+    let Some(path) = &config.run.projections_from else { return Ok(()) };
+    let taken = WeightsFile::open(path).and_then(|file| file.load_projections(parameters)).context("run.projections_from")?;
+    if taken == 0 {
+        bail!("run.projections_from: the model has no matrices E and F to start from it");
+    }
+    Ok(())
 }
 
 /// Makes or opens the run's folder.

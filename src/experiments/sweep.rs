@@ -2,8 +2,10 @@
 //!
 //! A run that is done is skipped, one that was broken off goes on, and one that fails does not stop the others.
 
+use super::results::collect;
 use super::Finished;
 use crate::config::sweep::{Sweep, SweepRun};
+use crate::config::AttentionKind;
 use crate::durable::replace;
 use crate::eval::mean_and_deviation;
 use crate::log::progress::thousands;
@@ -19,8 +21,8 @@ use std::path::Path;
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
-/// Runs a sweep and prints its table.
-pub fn run(sweep: &Sweep, interrupt: &Interrupt) -> Result<Finished> {
+/// Runs a sweep and prints its table; `results` is a folder for `results.json` instead of the file's.
+pub fn run(sweep: &Sweep, results: Option<&Path>, interrupt: &Interrupt) -> Result<Finished> {
     let configs = sweep.dir.join("configs");
     fs::create_dir_all(&configs).with_context(|| configs.display().to_string())?;
     let mut failed = Vec::new();
@@ -37,11 +39,60 @@ pub fn run(sweep: &Sweep, interrupt: &Interrupt) -> Result<Finished> {
     }
     let table = Table::of(sweep);
     table.write(&sweep.dir)?;
+    write_results(sweep, results)?;
     std::io::stdout().write_all(table.text().as_bytes())?;
     if !failed.is_empty() {
         bail!("{} of {} runs failed: {}", failed.len(), sweep.runs.len(), failed.join(", "));
     }
     Ok(Finished::Done(Value::Null))
+}
+
+/// `results.json` into the folder that was named, or into the file's own if it ran as it stands.
+pub fn write_results(sweep: &Sweep, named: Option<&Path>) -> Result<()> {
+    let Some(folder) = named.or(sweep.file.results.as_deref().filter(|_| !sweep.changed)) else { return Ok(()) };
+    let text = serde_json::to_string_pretty(&collect(sweep)?)? + "\n";
+    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    let path = folder.join("results.json");
+    replace(&path, text.as_bytes()).with_context(|| path.display().to_string())
+}
+
+/// What a sweep comes to, before anything runs: a line a run, and the sums.
+pub fn describe(sweep: &Sweep) -> String {
+    let header = ["run", "compared with", "n", "k", "steps", "sequences a step", "tokens", "state"].map(str::to_string).to_vec();
+    let mut total = 0.0;
+    let row = |run: &SweepRun| {
+        let (config, attention) = (&run.config, &run.config.model.attention);
+        let epochs = config.train.max_epochs;
+        let tokens = config.train.max_steps as f64 * config.train.batch_size as f64 * config.data.sequence_length as f64;
+        if epochs.is_none() {
+            total += tokens;
+        }
+        let done = config.run.dir.as_deref().and_then(read_summary).is_some();
+        let missing = config.run.init_from.as_ref().filter(|path| !path.exists());
+        vec![
+            run.name.clone(),
+            run.against.clone().unwrap_or_else(|| "-".into()),
+            config.data.sequence_length.to_string(),
+            match (attention.kind, &config.run.init_from) {
+                (_, Some(_)) => "its parent's".into(),
+                (AttentionKind::Full, _) => "full".into(),
+                _ => attention.k.summary(),
+            },
+            epochs.map_or_else(|| thousands(config.train.max_steps as f64), |e| format!("{e} epochs")),
+            config.train.batch_size.to_string(),
+            if epochs.is_some() { "-".into() } else { thousands(tokens) },
+            match (done, missing) {
+                (true, _) => "done".into(),
+                (false, Some(path)) => format!("needs {}", path.display()),
+                (false, None) => "to run".into(),
+            },
+        ]
+    };
+    let rows: Vec<Vec<String>> = std::iter::once(header).chain(sweep.runs.iter().map(row)).collect();
+    let time = sweep.file.minutes.map(|m| format!("; about {m} minutes on {}", sweep.file.machine)).unwrap_or_default();
+    let silent: String = sweep.file.silent.iter().map(|(key, why)| format!("the paper is silent on {key}: {why}\n")).collect();
+    let about = if sweep.file.about.is_empty() { String::new() } else { format!("{}\n", sweep.file.about) };
+    about + &align(rows) + &format!("{} runs, at most {} tokens of pretraining{time}\n", sweep.runs.len(), thousands(total)) + &silent
 }
 
 /// To stderr; a reader that went away is no reason to stop.

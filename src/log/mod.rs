@@ -3,6 +3,7 @@
 //!
 //! Nothing here may end a run: a sink that cannot write is reported once and left out.
 
+pub mod heatmap;
 pub mod jsonl;
 pub mod plot;
 pub mod progress;

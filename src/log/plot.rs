@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Once;
 
 const SIZE: (u32, u32) = (900, 540);
-const FONT: &str = "report";
+pub(super) const FONT: &str = "report";
 /// Colour-blind safe (Okabe and Ito).
 const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 0, 0),
@@ -62,9 +62,9 @@ pub struct BarChart {
 #[error("plot: {0}")]
 pub struct PlotError(String);
 
-type Drawn = Result<(), PlotError>;
+pub type Drawn = Result<(), PlotError>;
 
-fn failed(error: impl std::fmt::Display) -> PlotError {
+pub(super) fn failed(error: impl std::fmt::Display) -> PlotError {
     PlotError(error.to_string())
 }
 
@@ -163,8 +163,26 @@ impl LineChart {
                 chart.draw_series(series.points.iter().map(|p| Circle::new(*p, 4, colour.filled()))).map_err(failed)?;
             }
         }
-        draw_legend(&mut chart)?;
+        draw_legend(&mut chart, self.legend_position())?;
         area.present().map_err(failed)
+    }
+
+    /// Above the curves, or below them where they end high.
+    fn legend_position(&self) -> SeriesLabelPosition {
+        let (x, y) = (self.range(|p| p.0, self.log_x, 0.0), self.range(|p| p.1, self.log_y, 0.06));
+        let share = |v: f64, range: &std::ops::Range<f64>, log: bool| match log {
+            true => (v / range.start).ln() / (range.end / range.start).ln(),
+            false => (v - range.start) / (range.end - range.start),
+        };
+        let points = self.series.iter().filter(|s| !s.reference).flat_map(|s| &s.points);
+        let right: Vec<f64> =
+            points.filter(|p| share(p.0, &x, self.log_x) > 0.6).map(|p| share(p.1, &y, self.log_y)).filter(|y| y.is_finite()).collect();
+        let high = right.iter().filter(|y| **y > 0.6).count();
+        if high * 2 > right.len() {
+            SeriesLabelPosition::LowerRight
+        } else {
+            SeriesLabelPosition::UpperRight
+        }
     }
 }
 
@@ -205,20 +223,20 @@ impl Chart for BarChart {
                     .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(1)));
             }
         }
-        draw_legend(&mut chart)?;
+        draw_legend(&mut chart, SeriesLabelPosition::UpperRight)?;
         area.present().map_err(failed)
     }
 }
 
 /// Title and margins, alike in every chart.
-fn frame<'a, 'b, B: DrawingBackend>(area: &'a DrawingArea<B, Shift>, title: &str) -> ChartBuilder<'a, 'b, B> {
+pub(super) fn frame<'a, 'b, B: DrawingBackend>(area: &'a DrawingArea<B, Shift>, title: &str) -> ChartBuilder<'a, 'b, B> {
     let mut builder = ChartBuilder::on(area);
     builder.caption(title, (FONT, 22)).margin(14).x_label_area_size(46).y_label_area_size(72);
     builder
 }
 
 /// The names of the series, alike in every chart.
-fn draw_legend<'a, B, X, Y>(chart: &mut ChartContext<'a, B, Cartesian2d<X, Y>>) -> Drawn
+fn draw_legend<'a, B, X, Y>(chart: &mut ChartContext<'a, B, Cartesian2d<X, Y>>, position: SeriesLabelPosition) -> Drawn
 where
     B: DrawingBackend + 'a,
     X: Ranged<ValueType = f64>,
@@ -229,7 +247,7 @@ where
         .background_style(WHITE.mix(0.85))
         .border_style(RGBColor(200, 200, 200))
         .label_font((FONT, 15))
-        .position(SeriesLabelPosition::UpperRight)
+        .position(position)
         .draw()
         .map_err(failed)
 }

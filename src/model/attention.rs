@@ -8,7 +8,7 @@
 use super::layers::{Linear, Pass};
 use super::parameters::Parameters;
 use super::projection::{Compressed, Projection};
-use crate::config::{AttentionBackend, AttentionKind, Backend, Model, Order, Sharing};
+use crate::config::{AttentionBackend, AttentionKind, Backend, BiasOrder, Model, Order, Sharing};
 use crate::native::fused::{attention, attention_is_supported, heads, HeadWeights};
 use crate::native::NativeError;
 use tch::{Kind, Tensor};
@@ -46,6 +46,29 @@ pub struct SelfAttention {
     place: String,
 }
 
+/// Queries, keys and values of every head, for those who study the attention itself.
+pub struct Heads {
+    /// `[B, h, L, d/h]`.
+    pub q: Tensor,
+    /// `[B, h, m, d/h]`: L keys, or the k compressed ones.
+    pub k: Tensor,
+    pub v: Tensor,
+    mask: Option<Tensor>,
+}
+
+impl Heads {
+    /// P of the paper, `[B, h, L, m]`, in fp32.
+    pub fn probabilities(&self) -> Tensor {
+        probabilities(&self.q, &self.k, self.mask.as_ref()).to_kind(Kind::Float)
+    }
+
+    /// The rows w of the paper's theorems, Q K^T / sqrt(d/h), `[B, h, L, m]`.
+    pub fn scores(&self) -> Tensor {
+        let scale = 1.0 / (self.q.size()[3] as f64).sqrt();
+        (&self.q * scale).matmul(&self.k.transpose(-2, -1))
+    }
+}
+
 /// What the attention is computed from: `[B, m, d]` each, or with heads, `[B, h, m, d/h]`.
 struct Parts {
     q: Tensor,
@@ -76,6 +99,8 @@ struct Compression {
     /// None: E = F.
     values: Option<Projection>,
     project_first: bool,
+    /// The biases go through the compression too.
+    bias_first: bool,
 }
 
 impl SelfAttention {
@@ -115,7 +140,7 @@ impl SelfAttention {
     fn block_weights(&self) -> Option<(HeadWeights<'_>, Option<i64>)> {
         let (project_keys, project_values) = match &self.compression {
             None => (None, None),
-            Some(Compression { project_first: true, .. }) => return None,
+            Some(Compression { project_first: true, .. } | Compression { bias_first: true, .. }) => return None,
             Some(Compression { keys, values: None, .. }) => (Some(keys.matrix()?), None),
             Some(Compression { keys, values: Some(values), .. }) => (Some(keys.matrix()?), Some(values.matrix()?)),
         };
@@ -145,10 +170,10 @@ impl SelfAttention {
         Ok(self.merge(&out))
     }
 
-    /// P of the paper, `[B, h, L, L]` or `[B, h, L, k]`, in fp32.
-    pub fn probabilities(&self, x: &Tensor, keep: Option<&Keep>) -> Result<Tensor, NativeError> {
-        let parts = self.parts(x, keep)?;
-        Ok(probabilities(&self.split(&parts.q), &self.split(&parts.k), parts.mask.as_ref()).to_kind(Kind::Float))
+    /// What the attention of x is computed from, head by head.
+    pub fn heads(&self, x: &Tensor, keep: Option<&Keep>) -> Result<Heads, NativeError> {
+        let Parts { q, k, v, mask } = self.parts(x, keep)?;
+        Ok(Heads { q: self.split(&q), k: self.split(&k), v: self.split(&v), mask })
     }
 
     fn parts(&self, x: &Tensor, keep: Option<&Keep>) -> Result<Parts, NativeError> {
@@ -161,7 +186,9 @@ impl SelfAttention {
             Some(compression) => {
                 let zeroed = keep.map_or_else(|| x.shallow_clone(), |keep| x * &keep.factor);
                 let real = keep.map(|keep| &keep.real);
-                let (k, v, mask) = if compression.project_first {
+                let (k, v, mask) = if compression.bias_first {
+                    self.bias_then_compress(compression, &zeroed, keep)?
+                } else if compression.project_first {
                     self.project_then_compress(compression, &zeroed, real)?
                 } else {
                     self.compress_then_project(compression, &zeroed, real)?
@@ -188,6 +215,17 @@ impl SelfAttention {
         let (k, mask) = compress(&compression.keys, &self.key)?;
         let (v, _) = compress(compression.values.as_ref().unwrap_or(&compression.keys), &self.value)?;
         Ok((k, v, mask))
+    }
+
+    /// E_i (X W_i + b_i), zero at padding.
+    fn bias_then_compress(&self, compression: &Compression, x: &Tensor, keep: Option<&Keep>) -> Result<KeysAndValues, NativeError> {
+        let compress = |projection: &Projection, linear: &Linear| {
+            let y = linear.forward(x)?;
+            let y = keep.map_or_else(|| y.shallow_clone(), |keep| &y * &keep.factor);
+            Ok::<_, NativeError>(projection.compress(&self.split(&y), keep.map(|keep| &keep.real)))
+        };
+        let Compressed { rows: k, mask } = compress(&compression.keys, &self.key)?;
+        Ok((k, compress(compression.values.as_ref().unwrap_or(&compression.keys), &self.value)?.rows, mask))
     }
 
     /// `[B, m, d]` -> `[B, h, m, d/h]`; what is split already stays.
@@ -230,7 +268,7 @@ impl Compression {
             Order::Auto => attention.sharing == Sharing::None,
             order => order == Order::ProjectFirst,
         };
-        Self { keys, values, project_first }
+        Self { keys, values, project_first, bias_first: attention.bias == BiasOrder::Before }
     }
 }
 

@@ -1,11 +1,11 @@
 //! RoBERTa's encoder: embeddings, then layers of self-attention and feed-forward, under Hugging Face's names.
 
-use super::attention::{Keep, SelfAttention};
+use super::attention::{Heads, Keep, SelfAttention};
 use super::init::Init;
 use super::layers::{activate, is_fused, LayerNorm, Linear, Pass};
 use super::parameters::Parameters;
 use super::projection::Projection;
-use crate::config::{AttentionKind, Backend, HiddenAct, Model, Norm, PositionInit, Sharing};
+use crate::config::{AttentionKind, Backend, HiddenAct, Model, Norm, Padding, PositionInit, Sharing};
 use crate::native::fused::{embedding, feed_forward, is_supported, output_norm, Drop};
 use crate::native::weight::Weight;
 use crate::native::NativeError;
@@ -25,6 +25,8 @@ pub struct Encoder {
     layers: Vec<Layer>,
     /// Pre-norm only: the last LayerNorm.
     norm: Option<LayerNorm>,
+    /// Padding is zeroed after the embeddings and then taken for text.
+    padding_blind: bool,
 }
 
 impl Encoder {
@@ -38,17 +40,37 @@ impl Encoder {
         });
         let layers = (0..config.num_hidden_layers as usize).map(|i| Layer::new(parameters, config, i, shared.as_ref())).collect();
         let norm = (config.norm == Norm::Pre).then(|| LayerNorm::new(parameters, "roberta.encoder.LayerNorm", config));
-        Self { embeddings, layers, norm }
+        let padding_blind = attention.kind == AttentionKind::Linformer && attention.padding == Padding::Blind;
+        Self { embeddings, layers, norm, padding_blind }
     }
 
     /// Hidden states `[B, L, d]` in the arithmetic of the pass.
     pub fn forward(&self, input: &Input, pass: &Pass) -> Result<Tensor, NativeError> {
-        let keep = input.attention_mask.as_ref().map(|mask| Keep::new(mask, pass.kind));
-        let mut x = self.embeddings.forward(input, keep.as_ref(), pass)?;
+        let (mut x, keep) = self.embed(input, pass)?;
         for layer in &self.layers {
             x = layer.forward(x, keep.as_ref(), pass)?;
         }
         Ok(self.norm.as_ref().map_or_else(|| x.shallow_clone(), |norm| norm.forward(&x)))
+    }
+
+    /// The layers' first input, and the padding that they know of.
+    fn embed(&self, input: &Input, pass: &Pass) -> Result<(Tensor, Option<Keep>), NativeError> {
+        let keep = input.attention_mask.as_ref().map(|mask| Keep::new(mask, pass.kind));
+        let x = self.embeddings.forward(input, keep.as_ref(), pass)?;
+        Ok(match keep {
+            Some(keep) if self.padding_blind => (x * keep.factor, None),
+            keep => (x, keep),
+        })
+    }
+
+    /// Calls `see` with the number of each layer and what its attention is computed from, in a pass over a batch.
+    pub fn visit(&self, input: &Input, pass: &Pass, mut see: impl FnMut(usize, Heads)) -> Result<(), NativeError> {
+        let (mut x, keep) = self.embed(input, pass)?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            see(i, layer.heads(&x, keep.as_ref())?);
+            x = layer.forward(x, keep.as_ref(), pass)?;
+        }
+        Ok(())
     }
 
     /// The word embeddings `[V, d]`, to which the MLM head is tied.
@@ -176,6 +198,14 @@ impl Layer {
                 let x = self.attend(&self.attention_norm.forward(&x), keep, pass)? + x;
                 Ok(self.feed_forward(&self.output_norm.forward(&x), pass)? + x)
             }
+        }
+    }
+
+    /// Of the attention of the layer's input x.
+    fn heads(&self, x: &Tensor, keep: Option<&Keep>) -> Result<Heads, NativeError> {
+        match self.norm {
+            Norm::Post => self.attention.heads(x, keep),
+            Norm::Pre => self.attention.heads(&self.attention_norm.forward(x), keep),
         }
     }
 

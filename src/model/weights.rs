@@ -88,6 +88,25 @@ impl WeightsFile {
     }
 }
 
+impl WeightsFile {
+    /// Copies matrices into every projection of the model, E and F alike; those of one head stand for all heads that have
+    /// matrices of their own. All of them have to be in the file.
+    pub fn load_projections(&self, parameters: &Parameters) -> Result<usize, WeightsError> {
+        let parsed = self.parsed()?;
+        let pairs: Vec<(&Tensor, Tensor)> = parameters
+            .iter()
+            .filter(|p| p.name.ends_with("_projection"))
+            .map(|p| {
+                let size = p.tensor.size();
+                let matrix = read(&parsed, &self.path, &p.name, Some(&size[size.len().saturating_sub(2)..]))?;
+                Ok((&p.tensor, matrix.expand_as(&p.tensor)))
+            })
+            .collect::<Result<_, WeightsError>>()?;
+        tch::no_grad(|| pairs.iter().for_each(|(to, from)| to.shallow_clone().copy_(from)));
+        Ok(pairs.len())
+    }
+}
+
 fn read(parsed: &SafeTensors, path: &Path, name: &str, expected: Option<&[i64]>) -> Result<Tensor, WeightsError> {
     let view = parsed.tensor(name).map_err(|_| WeightsError::Missing { path: path.into(), name: name.into(), count: parsed.len() })?;
     let found: Vec<i64> = view.shape().iter().map(|d| *d as i64).collect();

@@ -19,7 +19,7 @@ pub fn arrange(how: &Arrange, files: &[PathBuf], scratch: &Path, out: &Path) -> 
         open(Wanted { root, only }, &folder).map(|_| folder)
     };
     match how {
-        Arrange::Embedded | Arrange::Derived => Ok(()),
+        Arrange::Embedded | Arrange::Derived | Arrange::Generated => Ok(()),
         Arrange::Place(names) => {
             for (file, name) in files.iter().zip(names.iter()) {
                 let to = out.join(&**name);

@@ -170,6 +170,7 @@ fn is_here(entry: &Entry, options: &Options, target: &Path) -> Result<bool, Fetc
         Presence::Absent | Presence::Begun if entry.files.is_empty() => {
             let remedy = match entry.arrange {
                 Arrange::Derived => "linformer data derive CONFIG DIR makes it".to_string(),
+                Arrange::Generated => "linformer data listops DIR makes it".to_string(),
                 _ => format!("it is part of the repository, in data/{}", entry.folder),
             };
             Err(FetchError::Refused(format!("{}: not here, and not fetched: {remedy}", target.display())))
@@ -307,7 +308,7 @@ fn check(entry: &Entry) -> Result<(), String> {
     let expected = match &entry.arrange {
         Arrange::Place(names) => names.len(),
         Arrange::Mrpc => 3,
-        Arrange::Embedded | Arrange::Derived => 0,
+        Arrange::Embedded | Arrange::Derived | Arrange::Generated => 0,
         _ => 1,
     };
     if entry.files.len() != expected {

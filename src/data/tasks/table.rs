@@ -75,7 +75,7 @@ const PLAIN: TaskRow = TaskRow {
 };
 
 /// Every task known by name. A new task is a new row.
-pub const TASKS: [TaskRow; 13] = [
+pub const TASKS: [TaskRow; 14] = [
     TaskRow {
         name: "period",
         folder: "period",
@@ -204,6 +204,16 @@ pub const TASKS: [TaskRow; 13] = [
         scored: &[dev("", "test", "test")],
         html_breaks: true,
         about: "sentiment of film reviews; the test half is scored",
+        ..PLAIN
+    },
+    TaskRow {
+        name: "listops",
+        folder: "ListOps",
+        texts: &["text"],
+        hub_texts: &["text"],
+        labels: super::super::listops::LABELS,
+        tests: &[test("ListOps.tsv")],
+        about: "Long Range Arena: the value of a nested expression (linformer data listops)",
         ..PLAIN
     },
 ];

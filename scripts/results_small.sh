@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# The whole paper at small scale, on two cores in a night: every experiment under experiments/small/, and the report.
+# Started again after any interruption it goes on where it was; what is done is skipped.
+#   scripts/results_small.sh [first | NAME ...]   first: what the README's pictures need; NAME: those steps alone
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+bin=target/release/linformer
+runs=runs/small
+results=experiments/results
+start=$SECONDS
+say() { printf '\n== %s  [%d min]\n' "$1" $(((SECONDS - start) / 60)); }
+sweep() { say "$1"; "$bin" sweep "experiments/small/$1.json"; }
+
+# need FILE COMMAND ...: makes a file that is not there yet.
+need() { [ -f "$1" ] || "${@:2}"; }
+
+data() {
+  say "data: token files, two tasks from the embedded text, ListOps in small"
+  "$bin" data prepare experiments/small/study.json &&
+    need $runs/tasks/which_novel/dev.tsv "$bin" data derive experiments/small/study.json $runs/tasks --words 18 --train-rows 12000 --dev-rows 1000 &&
+    need $runs/tasks/ListOps/tokenizer.json "$bin" data listops $runs/tasks/ListOps --min-length 20 --max-length 127 --max-depth 6 --max-arguments 5 --train-rows 20000
+}
+
+full=$runs/figure3ab/n64-full_seed=0
+
+spectrum() {
+  say "spectrum: singular values of a trained and an untrained model, and directions to start E from"
+  need $results/spectrum/trained/spectrum.json "$bin" spectrum $full --sequences 500 --out $results/spectrum/trained &&
+    need $results/spectrum/untrained/spectrum.json "$bin" spectrum $full --untrained 1 --sequences 500 --out $results/spectrum/untrained &&
+    need $results/spectrum/trained-n128/spectrum.json "$bin" spectrum $runs/figure3ab/n128-full_seed=0 --sequences 500 --out $results/spectrum/trained-n128 &&
+    need $runs/spectrum/full/projections-k16.safetensors "$bin" spectrum $full --sequences 500 --projections 16 --out $runs/spectrum/full
+}
+
+theorems() {
+  say "theorems: errors beside the bound"
+  need $results/theorems/theorems.json "$bin" theorems $full --sequences 256 --out $results/theorems
+}
+
+shift_text() {
+  say "shift: the same text, moved"
+  need $results/shift/shift.json "$bin" shift $full $runs/figure3ab/n64-k32_seed=0 $runs/figure3ab/n64-k16_seed=0 $runs/figure3ab/n64-k8_seed=0 \
+    --by 0,1,2,4,8,16 --sequences 512 --out $results/shift
+}
+
+report() {
+  say "report"
+  "$bin" report $results && mv $results/reproduction.md docs/reproduction.md
+}
+
+# A step that fails does not stop the others; the list at the end says which.
+failed=()
+step() { "$@" || failed+=("$*"); }
+
+steps=("$@")
+[ ${#steps[@]} -gt 0 ] || steps=(figure3ab spectrum theorems shift_text figure3c initialisation figure3d listops warm-start projections k-by-depth bias table2 smoothing padding tasks-pretrain-sweep table2-real)
+[ "${steps[0]}" != first ] || steps=(figure3ab spectrum theorems shift_text initialisation)
+
+step data
+for name in "${steps[@]}"; do
+  case $name in
+    spectrum | theorems | shift_text) step "$name" ;;
+    table2-real) [ -d data/glue/SST-2 ] && step sweep "$name" || echo "table2-real: data/glue/SST-2 is not there (linformer data fetch sst2); left out" ;;
+    *) step sweep "$name" ;;
+  esac
+done
+step report
+if [ ${#failed[@]} -gt 0 ]; then
+  printf 'failed: %s\n' "${failed[@]}"
+  exit 1
+fi

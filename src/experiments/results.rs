@@ -1,0 +1,388 @@
+//! `results.json`: what a sweep measured, small enough to commit, and everything that a report is made from.
+//!
+//! A run's curve, its summary and the keys that told it apart; comparisons are made seed by seed.
+
+use crate::config::sweep::{Sweep, SweepRun};
+use crate::digest::sha256;
+use crate::eval::statistics::{Estimate, Test};
+use crate::log::jsonl;
+use crate::train::run::read_summary;
+use anyhow::{bail, Context, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::{json, Map, Value};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+const FORMAT: u32 = 1;
+
+/// The file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Results {
+    pub format: u32,
+    pub experiment: String,
+    pub about: String,
+    pub command: String,
+    /// Of all runs' resolved configs, without folders and threads.
+    pub configs_sha256: String,
+    /// `loss` or `value`.
+    pub measure: String,
+    pub silent: BTreeMap<String, String>,
+    /// Of the first run.
+    pub environment: Value,
+    /// Runs that the file asks for; fewer are below when it was broken off.
+    pub wanted: usize,
+    pub runs: Vec<RunResult>,
+}
+
+/// One run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RunResult {
+    pub name: String,
+    pub group: String,
+    pub against: Option<String>,
+    pub paper: Option<f64>,
+    pub seed: u64,
+    /// Sequence length of the data, and the resolved model's attention.
+    pub settings: Value,
+    pub summary: Value,
+    /// Validation in the course of training.
+    pub curve: Vec<Point>,
+}
+
+/// One validation.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Point {
+    pub step: u64,
+    pub tokens: f64,
+    /// Nats; of fine-tuning the score.
+    pub value: f64,
+}
+
+/// A group of runs that differ in their seed alone.
+#[derive(Clone, Debug, Serialize)]
+pub struct Group {
+    pub name: String,
+    pub values: Vec<f64>,
+    pub seeds: Vec<u64>,
+    pub estimate: Estimate,
+    pub against: Option<Comparison>,
+    /// Mean curve over the seeds that have the point.
+    pub curve: Vec<(f64, f64)>,
+    /// Tokens until the loss lies this far below the unigrams'; None: never, in some run.
+    pub plateau_tokens: Option<Estimate>,
+    pub tokens_per_second: Option<f64>,
+    /// Of the masked text: what compares between vocabularies.
+    pub bits_per_byte: Option<Estimate>,
+    pub unigram_loss: Option<f64>,
+}
+
+/// A group beside another, seed by seed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Comparison {
+    pub other: String,
+    /// Ours less the other's; None for one seed.
+    pub test: Option<Test>,
+    pub difference: f64,
+    /// What the paper has.
+    pub paper: Option<f64>,
+}
+
+/// A model within so many nats of the unigram loss has learned nothing from context.
+const PLATEAU_MARGIN: f64 = 0.1;
+/// Keys that say where and how fast a run ran, not what.
+const PLACES: [&str; 4] = ["/run/dir", "/run/threads", "/data/cache_dir", "/run/init_from"];
+
+/// Reads what the runs of a sweep left.
+pub fn collect(sweep: &Sweep) -> Result<Results> {
+    let stem = sweep.path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    let runs: Vec<RunResult> = sweep.runs.iter().filter_map(|run| collect_run(sweep, run).transpose()).collect::<Result<_>>()?;
+    let environment = sweep.runs.iter().find_map(|r| read_json(&r.config.run.dir.as_ref()?.join("environment.json")));
+    let of_task = sweep.runs.iter().any(|r| r.config.data.task.is_some());
+    let measure = match sweep.file.measure.as_str() {
+        "" if of_task => "value",
+        "" => "loss",
+        named => named,
+    };
+    Ok(Results {
+        format: FORMAT,
+        experiment: sweep.file.results.as_deref().and_then(Path::file_name).map_or(stem, |n| n.to_string_lossy().into_owned()),
+        about: sweep.file.about.clone(),
+        command: format!("linformer sweep {}", sweep.path.display()),
+        configs_sha256: configs_sha256(sweep)?,
+        measure: measure.into(),
+        silent: sweep.file.silent.clone(),
+        environment: environment.unwrap_or_default(),
+        wanted: sweep.runs.len(),
+        runs,
+    })
+}
+
+fn configs_sha256(sweep: &Sweep) -> Result<String> {
+    let mut text = String::new();
+    for run in &sweep.runs {
+        let mut config = serde_json::to_value(&run.config)?;
+        PLACES.iter().for_each(|place| {
+            if let Some(value) = config.pointer_mut(place) {
+                *value = Value::Null;
+            }
+        });
+        text += &format!("{} {config}\n", run.name);
+    }
+    Ok(sha256(text.as_bytes()))
+}
+
+/// None: the run is not done.
+fn collect_run(sweep: &Sweep, run: &SweepRun) -> Result<Option<RunResult>> {
+    let Some(dir) = run.config.run.dir.as_deref() else { return Ok(None) };
+    let Some(summary) = read_summary(dir) else { return Ok(None) };
+    let lines = jsonl::read(&dir.join("metrics.jsonl")).with_context(|| dir.join("metrics.jsonl").display().to_string())?;
+    let (split, key) = if run.config.data.task.is_some() { ("task", "chosen_on") } else { ("valid", "loss") };
+    let number = |line: &Map<String, Value>, key: &str| line.get(key).and_then(Value::as_f64);
+    let value = |line: &Map<String, Value>| number(line, key).or_else(|| number(line, "accuracy"));
+    let tokens = tokens_by_step(&lines);
+    let curve = lines.iter().filter(|l| l.get("split").and_then(Value::as_str) == Some(split)).filter_map(|l| {
+        let step = l.get("step")?.as_u64()?;
+        let tokens = number(l, "tokens").or_else(|| tokens.range(..=step).next_back().map(|(_, t)| *t)).unwrap_or(0.0);
+        Some(Point { step, tokens, value: value(l)? })
+    });
+    let settings = json!({"attention": run.config.model.attention, "sequence_length": run.config.data.sequence_length,
+        "learning_rate": run.config.train.learning_rate, "set": changed(sweep, run)});
+    Ok(Some(RunResult {
+        name: run.name.clone(),
+        group: run.group.clone(),
+        against: run.against.clone(),
+        paper: run.paper,
+        seed: run.config.train.seed,
+        settings,
+        curve: curve.collect(),
+        summary: slim(summary),
+    }))
+}
+
+fn tokens_by_step(lines: &[Map<String, Value>]) -> BTreeMap<u64, f64> {
+    lines.iter().filter_map(|l| Some((l.get("step")?.as_u64()?, l.get("tokens")?.as_f64()?))).collect()
+}
+
+/// The keys of the file's variants and grid, as this run has them.
+fn changed(sweep: &Sweep, run: &SweepRun) -> Value {
+    let keys = sweep.file.grid.keys().chain(sweep.file.variants.iter().flat_map(|v| v.set.keys()));
+    let config = serde_json::to_value(&run.config).unwrap_or_default();
+    let of = |key: &String| Some((key.clone(), config.pointer(&format!("/{}", key.replace('.', "/")))?.clone()));
+    Value::Object(keys.filter_map(of).collect())
+}
+
+/// Without what a report never reads and what differs from machine to machine.
+fn slim(mut summary: Value) -> Value {
+    if let Some(object) = summary.as_object_mut() {
+        for key in ["data", "pretraining_overlap", "init_from"] {
+            object.shift_remove(key);
+        }
+    }
+    summary
+}
+
+fn read_json(path: &Path) -> Option<Value> {
+    serde_json::from_str(&std::fs::read_to_string(path).ok()?).ok()
+}
+
+impl Results {
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let results: Self = serde_json::from_str(&text).with_context(|| format!("{}: not the results of a sweep", path.display()))?;
+        if results.format != FORMAT {
+            bail!("{}: format {}, expected {FORMAT}", path.display(), results.format);
+        }
+        Ok(results)
+    }
+
+    /// A grid of learning rates made one: of each group the runs at the rate with the best mean on the rows that choose (or,
+    /// of pretraining, the least loss), under the group's name without the rate.
+    pub fn with_rates_chosen(mut self) -> Self {
+        let chosen = self.chosen_rates();
+        if chosen.is_empty() {
+            return self;
+        }
+        let missing = self.wanted.saturating_sub(self.runs.len());
+        self.runs.retain(|r| chosen.get(&without_rate(&r.group)) == Some(&r.settings["learning_rate"].to_string()));
+        self.wanted = self.runs.len() + missing;
+        for run in &mut self.runs {
+            run.group = without_rate(&run.group);
+            run.against = run.against.as_deref().map(without_rate);
+        }
+        self
+    }
+
+    /// The rate of each group, where the sweep has a grid of them.
+    pub fn chosen_rates(&self) -> BTreeMap<String, String> {
+        let mut means: BTreeMap<String, BTreeMap<String, Vec<f64>>> = BTreeMap::new();
+        for run in self.runs.iter().filter(|r| !r.settings["set"]["train.learning_rate"].is_null()) {
+            let score = if self.is_of_tasks() { run.summary["value"].as_f64() } else { run.summary["loss"].as_f64().map(|l| -l) };
+            let rates = means.entry(without_rate(&run.group)).or_default();
+            rates.entry(run.settings["learning_rate"].to_string()).or_default().extend(score);
+        }
+        let best = |rates: BTreeMap<String, Vec<f64>>| {
+            let mean = |values: &Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
+            rates.into_iter().filter(|(_, v)| !v.is_empty()).max_by(|a, b| mean(&a.1).total_cmp(&mean(&b.1))).map(|(rate, _)| rate)
+        };
+        means.into_iter().filter_map(|(group, rates)| Some((group, best(rates)?))).collect()
+    }
+
+    pub fn is_of_tasks(&self) -> bool {
+        self.measure == "value"
+    }
+
+    /// What a run is judged by: the loss, or the score of the half of the rows that chose nothing, if there is one.
+    pub fn value(&self, run: &RunResult) -> Option<f64> {
+        if self.is_of_tasks() {
+            run.summary["reported_value"].as_f64().or_else(|| run.summary["value"].as_f64())
+        } else {
+            run.summary["loss"].as_f64()
+        }
+    }
+
+    /// Groups in the order of the file.
+    pub fn groups(&self) -> Vec<Group> {
+        let mut names: Vec<&str> = Vec::new();
+        self.runs.iter().for_each(|r| {
+            if !names.contains(&r.group.as_str()) {
+                names.push(&r.group);
+            }
+        });
+        names.into_iter().filter_map(|name| self.group(name)).collect()
+    }
+
+    pub fn group(&self, name: &str) -> Option<Group> {
+        let runs: Vec<&RunResult> = self.runs.iter().filter(|r| r.group == name).collect();
+        let pairs: Vec<(u64, f64)> = runs.iter().filter_map(|r| Some((r.seed, self.value(r)?))).collect();
+        let values: Vec<f64> = pairs.iter().map(|p| p.1).collect();
+        let first = runs.first()?;
+        let of_summary = |key: &str| runs.iter().filter_map(|r| r.summary[key].as_f64()).collect::<Vec<f64>>();
+        Some(Group {
+            name: name.into(),
+            estimate: Estimate::of(&values)?,
+            seeds: pairs.iter().map(|p| p.0).collect(),
+            values,
+            against: first.against.as_ref().and_then(|other| self.compare(name, other, first.paper)),
+            curve: mean_curve(&runs),
+            plateau_tokens: self.plateau(&runs),
+            tokens_per_second: Estimate::of(&of_summary("tokens_per_second")).map(|e| e.mean),
+            bits_per_byte: Estimate::of(&of_summary("bits_per_byte")),
+            unigram_loss: first.summary["unigram_perplexity"].as_f64().map(f64::ln),
+        })
+    }
+
+    /// Over the seeds that both groups have.
+    pub fn compare(&self, name: &str, other: &str, paper: Option<f64>) -> Option<Comparison> {
+        let of = |group: &str| -> BTreeMap<u64, f64> {
+            self.runs.iter().filter(|r| r.group == group).filter_map(|r| Some((r.seed, self.value(r)?))).collect()
+        };
+        let (ours, theirs) = (of(name), of(other));
+        let (a, b): (Vec<f64>, Vec<f64>) = ours.iter().filter_map(|(seed, v)| Some((*v, *theirs.get(seed)?))).unzip();
+        let difference = a.iter().zip(&b).map(|(a, b)| a - b).sum::<f64>() / a.len() as f64;
+        (!a.is_empty()).then(|| Comparison { other: other.into(), test: Test::paired(&a, &b), difference, paper })
+    }
+
+    /// Tokens until a run has left the unigram plateau.
+    fn plateau(&self, runs: &[&RunResult]) -> Option<Estimate> {
+        let left = |r: &&RunResult| {
+            let limit = r.summary["unigram_perplexity"].as_f64()?.ln() - PLATEAU_MARGIN;
+            r.curve.iter().find(|p| p.value < limit).map(|p| p.tokens)
+        };
+        let all: Vec<f64> = runs.iter().filter_map(left).collect();
+        (all.len() == runs.len()).then(|| Estimate::of(&all)).flatten()
+    }
+}
+
+/// A group's name without its learning rate.
+fn without_rate(group: &str) -> String {
+    const KEY: &str = "_learning_rate=";
+    let Some((before, after)) = group.split_once(KEY) else { return group.into() };
+    before.to_string() + after.find('_').map_or("", |at| &after[at..])
+}
+
+/// (tokens, value), the mean over the runs that have the step.
+fn mean_curve(runs: &[&RunResult]) -> Vec<(f64, f64)> {
+    let mut by_step: BTreeMap<u64, Vec<Point>> = BTreeMap::new();
+    runs.iter().flat_map(|r| &r.curve).for_each(|p| by_step.entry(p.step).or_default().push(*p));
+    let mean = |points: &[Point], of: fn(&Point) -> f64| points.iter().map(of).sum::<f64>() / points.len() as f64;
+    let full = by_step.values().filter(|points| points.len() == runs.len());
+    full.map(|points| (mean(points, |p| p.tokens), mean(points, |p| p.value))).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn results() -> Results {
+        let run = |group: &str, seed: u64, loss: f64| RunResult {
+            name: format!("{group}_seed={seed}"),
+            group: group.into(),
+            against: (group == "k8").then(|| "full".into()),
+            paper: (group == "k8").then_some(0.05),
+            seed,
+            settings: Value::Null,
+            summary: json!({"loss": loss, "unigram_perplexity": 20.0, "tokens_per_second": 10.0}),
+            curve: vec![
+                Point { step: 1, tokens: 64.0, value: 3.0 },
+                Point { step: 2, tokens: 128.0, value: if seed == 0 { 2.7 } else { 2.95 } },
+                Point { step: 3, tokens: 192.0, value: loss },
+            ],
+        };
+        // The seeds of the two groups stand in another order, and one has a seed more.
+        let runs = vec![run("full", 0, 1.0), run("full", 1, 1.1), run("k8", 1, 1.3), run("k8", 0, 1.25), run("k8", 2, 9.0)];
+        Results {
+            format: FORMAT,
+            experiment: "x".into(),
+            about: String::new(),
+            command: String::new(),
+            configs_sha256: String::new(),
+            measure: "loss".into(),
+            silent: BTreeMap::new(),
+            environment: Value::Null,
+            wanted: 5,
+            runs,
+        }
+    }
+
+    #[test]
+    fn groups_are_compared_seed_by_seed() {
+        let group = results().group("k8").unwrap();
+        let comparison = group.against.unwrap();
+        assert!((comparison.difference - 0.225).abs() < 1e-12);
+        let test = comparison.test.unwrap();
+        assert_eq!(test.difference.count, 2, "seed 2 has no partner");
+        assert!((test.t - 0.225 / 0.025).abs() < 1e-9, "{}", test.t);
+        assert_eq!(comparison.paper, Some(0.05));
+    }
+
+    #[test]
+    fn the_rate_that_chose_best_is_reported_on_the_other_half() {
+        let mut results = results();
+        results.measure = "value".into();
+        let run = |rate: f64, seed: u64, chosen: f64, reported: f64| {
+            let mut run = results.runs[0].clone();
+            run.group = format!("full_task=which_novel_learning_rate={rate}_x=1");
+            run.seed = seed;
+            run.settings = json!({"learning_rate": rate, "set": {"train.learning_rate": rate}});
+            run.summary = json!({"value": chosen, "reported_value": reported});
+            run
+        };
+        // The second rate looks better where it was not allowed to.
+        results.runs = vec![run(0.1, 0, 0.8, 0.6), run(0.1, 1, 0.9, 0.7), run(0.2, 0, 0.7, 0.95), run(0.2, 1, 0.7, 0.95)];
+        results.wanted = 6;
+        let chosen = results.with_rates_chosen();
+        assert_eq!((chosen.runs.len(), chosen.wanted), (2, 4));
+        let group = chosen.group("full_task=which_novel_x=1").unwrap();
+        assert!((group.estimate.mean - 0.65).abs() < 1e-12);
+        assert_eq!(chosen.chosen_rates()["full_task=which_novel_x=1"], "0.1");
+    }
+
+    #[test]
+    fn a_plateau_is_left_by_all_or_not() {
+        let group = results().group("full").unwrap();
+        assert_eq!(group.plateau_tokens.unwrap().mean, 160.0);
+        assert_eq!(results().group("k8").unwrap().plateau_tokens, None, "seed 2 never left it");
+        assert_eq!(group.curve.len(), 3);
+    }
+}

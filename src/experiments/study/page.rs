@@ -1,0 +1,383 @@
+//! One experiment: a table, charts, and sentences that follow from the numbers.
+
+use super::evidence::Evidence;
+use crate::experiments::paper::Table3;
+use crate::experiments::results::{Comparison, Group, Results};
+use crate::experiments::{shift, spectrum, theorems};
+use crate::log::heatmap::HeatMap;
+use crate::log::plot::{Chart, LineChart, Series};
+use crate::table::align;
+use anyhow::Result;
+use serde_json::Value;
+use std::path::Path;
+
+/// Folder and title, in the order of the report.
+pub const TITLES: [(&str, &str); 17] = [
+    ("spectrum", "Figure 1: the spectrum of attention"),
+    ("theorems", "Theorems 1 and 2"),
+    ("figure3ab", "Figure 3 a, b: the price of k"),
+    ("figure3c", "Figure 3 c: sharing"),
+    ("figure3d", "Figure 3 d: k fixed, n growing"),
+    ("table2", "Table 2: fine-tuning, tasks from the embedded text"),
+    ("table2-real", "Table 2: fine-tuning, SST-2"),
+    ("efficiency", "Table 3 and Figure 2: time and memory"),
+    ("initialisation", "How E and F start"),
+    ("projections", "General projections"),
+    ("k-by-depth", "k by depth"),
+    ("bias", "Where the biases stand"),
+    ("padding", "Padding"),
+    ("shift", "Text that is moved"),
+    ("warm-start", "E and F from singular directions"),
+    ("smoothing", "Label smoothing and Adam"),
+    ("listops", "Long Range Arena: ListOps"),
+];
+
+/// What a reader sees of an experiment.
+pub struct Page {
+    /// Below the folder of results.
+    pub folder: String,
+    pub title: String,
+    pub about: String,
+    pub table: Vec<Vec<String>>,
+    /// Sentences made from the numbers.
+    pub findings: Vec<String>,
+    /// What a reader must know to trust them.
+    pub notes: Vec<String>,
+    pub charts: Vec<Picture>,
+    pub environment: Value,
+}
+
+/// A chart with its file's name.
+pub struct Picture {
+    pub name: &'static str,
+    pub caption: String,
+    pub chart: Drawing,
+}
+
+pub enum Drawing {
+    Lines(LineChart),
+    Heat(HeatMap),
+}
+
+impl Picture {
+    /// Writes PNG and SVG, and gives the SVG.
+    pub fn render(&self, folder: &Path) -> Result<String> {
+        let path = folder.join(self.name);
+        Ok(match &self.chart {
+            Drawing::Lines(chart) => chart.render(&path)?,
+            Drawing::Heat(chart) => chart.render(&path)?,
+        })
+    }
+}
+
+/// All pages, in the order of [`TITLES`], others after them by name.
+pub fn pages(evidence: &Evidence) -> Vec<Page> {
+    let place = |folder: &str| entry(folder).map_or(TITLES.len(), |(i, _)| i);
+    let mut pages: Vec<Page> = evidence.sweeps.iter().map(|(folder, results)| of_sweep(folder, results)).collect();
+    pages.extend(evidence.records.iter().filter_map(|(folder, (kind, value))| of_record(evidence, folder, kind, value)));
+    pages.sort_by(|a, b| place(&a.folder).cmp(&place(&b.folder)).then(a.folder.cmp(&b.folder)));
+    pages
+}
+
+fn of_sweep(folder: &str, results: &Results) -> Page {
+    let groups = results.groups();
+    let unit = if results.is_of_tasks() { "score" } else { "nats" };
+    let digits = 4;
+    let mut header = vec![
+        "model".to_string(),
+        "seeds".into(),
+        unit.into(),
+        "against".into(),
+        "difference".into(),
+        "95 % interval".into(),
+        "p".into(),
+        "paper".into(),
+    ];
+    let plateau = !results.is_of_tasks();
+    if plateau {
+        header.extend(["perplexity".into(), "bits a byte".into(), "plateau left after tokens".into(), "tokens/s".into()]);
+    }
+    let row = |group: &Group| {
+        let c = group.against.as_ref();
+        let test = c.and_then(|c| c.test);
+        let dash = || "-".to_string();
+        let mut row = vec![
+            group.name.clone(),
+            group.seeds.len().to_string(),
+            group.estimate.text(digits),
+            c.map_or_else(dash, |c| c.other.clone()),
+            c.map_or_else(dash, |c| format!("{:+.digits$}", c.difference)),
+            test.map_or_else(dash, |t| format!("{:+.digits$} to {:+.digits$}", t.interval().0, t.interval().1)),
+            test.map_or_else(dash, |t| p_value(t.p)),
+            c.and_then(|c| c.paper).map_or_else(dash, |p| format!("{p:+.digits$}")),
+        ];
+        if plateau {
+            row.push(format!("{:.2}", group.estimate.mean.exp()));
+            row.push(group.bits_per_byte.map_or_else(dash, |b| format!("{:.3}", b.mean)));
+            row.push(group.plateau_tokens.map_or_else(|| "not by all".into(), |e| format!("{:.1} M", e.mean / 1e6)));
+            row.push(group.tokens_per_second.map_or_else(dash, |s| format!("{s:.0}")));
+        }
+        row
+    };
+    let findings = groups.iter().filter_map(|g| g.against.as_ref().map(|c| sentence(&g.name, c, unit))).collect();
+    let mut notes = vec!["Mean ± standard error over seeds; a difference is that of pairs with the same seed, p by a paired t test, not corrected for the number of comparisons.".to_string()];
+    if results.runs.len() < results.wanted {
+        notes.push(format!("{} of {} runs are done.", results.runs.len(), results.wanted));
+    }
+    if groups.iter().any(|g| g.seeds.len() < 2) {
+        notes.push("One seed says nothing of chance: differences without an interval are first signs.".into());
+    }
+    if let Some(rates) = rates(results) {
+        notes.push(rates);
+    }
+    notes.extend(results.silent.iter().map(|(key, why)| format!("The paper is silent on `{key}`: {why}.")));
+    notes.push(format!("Made by `{}`; configs {}.", results.command, &results.configs_sha256.chars().take(16).collect::<String>()));
+    Page {
+        folder: folder.into(),
+        title: title(folder),
+        about: results.about.clone(),
+        table: std::iter::once(header).chain(groups.iter().map(row)).collect(),
+        findings,
+        notes,
+        charts: curves(&groups, results),
+        environment: results.environment.clone(),
+    }
+}
+
+/// The place of a folder in [`TITLES`], and what its name has beyond that: `spectrum/trained` is the spectrum's `trained`.
+fn entry(folder: &str) -> Option<(usize, &str)> {
+    let base = folder.strip_prefix("paper-").unwrap_or(folder);
+    let rest = |name: &str| base.strip_prefix(name).filter(|rest| rest.is_empty() || rest.starts_with(['-', '/']));
+    let found = TITLES.iter().enumerate().filter_map(|(i, (name, _))| Some((i, rest(name)?)));
+    // The longest name: table2-real is no table2.
+    found.min_by_key(|(_, rest)| rest.len())
+}
+
+fn title(folder: &str) -> String {
+    let mut title = match entry(folder) {
+        Some((i, "")) => TITLES[i].1.to_string(),
+        Some((i, rest)) => format!("{}: {}", TITLES[i].1, &rest[1..]),
+        None => folder.to_string(),
+    };
+    if folder.starts_with("paper-") {
+        title += " (the paper's scale)";
+    }
+    title
+}
+
+/// Rates that were chosen from a grid.
+fn rates(results: &Results) -> Option<String> {
+    let chosen = results.chosen_rates();
+    if chosen.is_empty() {
+        return None;
+    }
+    let words: Vec<String> = chosen.iter().map(|(group, rate)| format!("{group} {rate}")).collect();
+    Some(format!("Learning rates, chosen on the rows that are not reported: {}.", words.join(", ")))
+}
+
+pub fn p_value(p: f64) -> String {
+    if p < 0.001 {
+        "< 0.001".into()
+    } else {
+        format!("{p:.3}")
+    }
+}
+
+/// A comparison in words; none of them is chosen by hand.
+pub fn sentence(name: &str, c: &Comparison, unit: &str) -> String {
+    let Some(test) = c.test else {
+        let paper = c.paper.map(|p| format!(" (paper: {p:+.3})")).unwrap_or_default();
+        return format!("{name} differs from {} by {:+.4} {unit} on one seed{paper}: too few to say more.", c.other, c.difference);
+    };
+    let (low, high) = test.interval();
+    let seeds = test.difference.count;
+    let seen = if low > 0.0 || high < 0.0 {
+        let more = if c.difference > 0.0 { "more" } else { "less" };
+        format!("{name} has {:.4} {unit} {more} than {} ({seeds} seeds, p {})", c.difference.abs(), c.other, p_with_sign(test.p))
+    } else {
+        format!(
+            "no difference between {name} and {} is seen ({:+.4} {unit}, {low:+.4} to {high:+.4}, {seeds} seeds)",
+            c.other, c.difference
+        )
+    };
+    let Some(paper) = c.paper else { return seen + "." };
+    let beside = if (low..=high).contains(&paper) {
+        "within our interval".to_string()
+    } else if paper != 0.0 && c.difference / paper > 0.0 && (low > 0.0 || high < 0.0) {
+        format!("of the same sign; ours is {:.1} times as large", c.difference / paper)
+    } else {
+        "outside our interval".to_string()
+    };
+    format!("{seen}; the paper's {paper:+.3} is {beside}.")
+}
+
+fn p_with_sign(p: f64) -> String {
+    if p < 0.001 {
+        "< 0.001".into()
+    } else {
+        format!("= {p:.3}")
+    }
+}
+
+fn curves(groups: &[Group], results: &Results) -> Vec<Picture> {
+    let series = |scale: &dyn Fn(&Group, (f64, f64)) -> Option<(f64, f64)>| -> Vec<Series> {
+        let of = |g: &Group| Series {
+            name: g.name.clone(),
+            points: g.curve.iter().filter_map(|p| scale(g, *p)).collect(),
+            reference: false,
+            marked: false,
+        };
+        groups.iter().map(of).filter(|s| s.points.len() > 1).collect()
+    };
+    let y = if results.is_of_tasks() { "score on the rows that choose" } else { "validation loss in nats" };
+    let chart = |title: &str, x: &str, series: Vec<Series>| LineChart {
+        title: title.into(),
+        x: x.into(),
+        y: y.into(),
+        log_x: false,
+        log_y: false,
+        series,
+    };
+    let mut pictures = Vec::new();
+    let mut by_tokens = series(&|_, p| Some(p));
+    if by_tokens.is_empty() || by_tokens.len() > MOST_CURVES {
+        return pictures;
+    }
+    if let Some(unigram) = groups.iter().find_map(|g| g.unigram_loss) {
+        let last = by_tokens.iter().flat_map(|s| s.points.last()).map(|p| p.0).fold(0.0, f64::max);
+        by_tokens.push(Series { name: "unigram".into(), points: vec![(0.0, unigram), (last, unigram)], reference: true, marked: false });
+    }
+    let caption = "Mean over seeds.".to_string();
+    pictures.push(Picture { name: "by_tokens", caption, chart: Drawing::Lines(chart("By tokens", "tokens", by_tokens)) });
+    let by_time = series(&|g, p| Some((p.0 / g.tokens_per_second?, p.1)));
+    if !by_time.is_empty() {
+        let caption = "The same by time, at each model's mean tokens a second on the machine below.".to_string();
+        pictures.push(Picture { name: "by_time", caption, chart: Drawing::Lines(chart("By time", "seconds", by_time)) });
+    }
+    pictures
+}
+
+/// More cannot be told apart.
+const MOST_CURVES: usize = 12;
+
+fn of_record(evidence: &Evidence, folder: &str, kind: &str, value: &Value) -> Option<Page> {
+    let (table, charts, about) = match kind {
+        "spectrum" => {
+            let first = evidence.of_kind("spectrum").next().map(|(folder, _)| folder) == Some(folder);
+            let mut charts = vec![Picture {
+                name: "heatmap",
+                caption: "Share of the sum of the singular values that the largest have, layer by head.".into(),
+                chart: Drawing::Heat(spectrum::heat_map(value)),
+            }];
+            if first {
+                let all: Vec<&Value> = evidence.of_kind("spectrum").map(|(_, v)| v).collect();
+                let caption = "Normalised cumulative singular value, mean over heads, layers and sequences. The grey marks are read off the paper's Figure 1.";
+                charts.insert(0, Picture { name: "curves", caption: caption.into(), chart: Drawing::Lines(spectrum::curve(&all)) });
+            }
+            (spectrum::table(value), charts, "Singular values of attention matrices on real text (linformer spectrum).")
+        }
+        "theorems" => {
+            let picture = |theorem: u64, name| Picture {
+                name,
+                caption: format!("Errors of theorem {theorem}'s approximation, beside the bound where it says anything."),
+                chart: Drawing::Lines(theorems::plot(value, theorem)),
+            };
+            let charts = vec![picture(1, "theorem_1"), picture(2, "theorem_2")];
+            (theorems::table(value), charts, "Errors of the paper's approximations on real attention (linformer theorems).")
+        }
+        "shift" => {
+            let caption = "The same masked tokens, the text moved to the right. Full attention cannot notice.".into();
+            let charts = vec![Picture { name: "shift", caption, chart: Drawing::Lines(shift::plot(value)) }];
+            (shift::table(value), charts, "How bound to positions is a model? (linformer shift)")
+        }
+        "efficiency" => {
+            let caption = "Time a token of a forward pass at a fixed number of tokens, log-log.".into();
+            let charts = vec![Picture { name: "time_by_n", caption, chart: Drawing::Lines(time_by_n(value)) }];
+            (efficiency_table(value), charts, "Time and memory of a forward pass (linformer efficiency).")
+        }
+        _ => return None,
+    };
+    let (table, notes) = cells(&table);
+    Some(Page {
+        folder: folder.into(),
+        title: title(folder),
+        about: about.into(),
+        findings: super::claims::of_record(kind, value),
+        table,
+        notes,
+        charts,
+        environment: value["environment"].clone(),
+    })
+}
+
+/// Time saved and memory saved by a cell of an efficiency record, against the materialised attention of the same n.
+pub fn saved(record: &Value, n: i64, attention: &str) -> (Option<f64>, Option<f64>) {
+    let cell = |attention: &str| record["cells"].as_array().into_iter().flatten().find(|c| c["n"] == n && c["attention"] == attention);
+    let (Some(ours), Some(base)) = (cell(attention), cell("materialised")) else { return (None, None) };
+    let ratio = |a: &Value, b: &Value| a.as_f64().zip(b.as_f64()).map(|(a, b)| a / b);
+    (ratio(&base["median_seconds"], &ours["median_seconds"]), ratio(&ours["largest_batch"], &base["largest_batch"]))
+}
+
+fn efficiency_table(record: &Value) -> String {
+    let header = ["n", "attention", "ms a pass", "x materialised", "paper", "MiB a sequence", "batch ratio", "paper"];
+    let number = |v: Option<f64>, digits: usize| v.map_or_else(|| "-".to_string(), |v| format!("{v:.digits$}"));
+    let row = |cell: &Value| {
+        let (n, attention) = (cell["n"].as_i64().unwrap_or(0), cell["attention"].as_str().unwrap_or_default());
+        let k = attention.strip_prefix("k=").and_then(|k| k.parse().ok());
+        let paper = k.map_or((None, None), |k| Table3::cell(n, k));
+        let (time, batch) = saved(record, n, attention);
+        let milliseconds = cell["median_seconds"].as_f64().map(|s| s * 1e3);
+        vec![
+            n.to_string(),
+            attention.into(),
+            milliseconds.map_or_else(|| "out of memory".into(), |v| format!("{v:.1}")),
+            number(time, 2),
+            number(paper.0, 1),
+            number(cell["bytes"].as_f64().map(|b| b / 1048576.0), 1),
+            number(batch, 1),
+            number(paper.1, 1),
+        ]
+    };
+    let cells = record["cells"].as_array().into_iter().flatten().map(row);
+    align(std::iter::once(header.map(str::to_string).to_vec()).chain(cells).collect())
+}
+
+fn time_by_n(record: &Value) -> LineChart {
+    let mut series: Vec<Series> = Vec::new();
+    for cell in record["cells"].as_array().into_iter().flatten() {
+        let (Some(n), Some(y)) = (cell["n"].as_f64(), cell["microseconds_per_token"].as_f64()) else { continue };
+        let name = cell["attention"].as_str().unwrap_or_default();
+        match series.iter_mut().find(|s| s.name == name) {
+            Some(series) => series.points.push((n, y)),
+            None => series.push(Series { name: name.into(), points: vec![(n, y)], reference: name == "materialised", marked: true }),
+        }
+    }
+    LineChart {
+        title: "Forward pass".into(),
+        x: "n, tokens in a sequence".into(),
+        y: "microseconds a token".into(),
+        log_x: true,
+        log_y: true,
+        series,
+    }
+}
+
+/// A table of text as cells, and what stands below it.
+fn cells(text: &str) -> (Vec<Vec<String>>, Vec<String>) {
+    let (mut rows, mut notes) = (Vec::new(), Vec::new());
+    let columns = text.lines().next().map_or(0, |line| split(line).len());
+    for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.starts_with('─')) {
+        let row = split(line);
+        if i == 0 || row.len() == columns {
+            rows.push(row);
+        } else {
+            notes.push(line.to_string());
+        }
+    }
+    (rows, notes)
+}
+
+/// Columns stand two spaces apart.
+fn split(line: &str) -> Vec<String> {
+    line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).map(str::to_string).collect()
+}

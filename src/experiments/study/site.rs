@@ -1,0 +1,138 @@
+//! Pages as Markdown and as one HTML file that needs no network.
+
+use super::claims::{Claim, State};
+use super::page::Page;
+use crate::table::align;
+use anyhow::Result;
+use serde_json::{Map, Value};
+
+const PAGE: &str = include_str!("study.html");
+
+pub fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+/// `code` between backticks.
+fn inline(text: &str) -> String {
+    escape(text).split('`').enumerate().map(|(i, part)| if i % 2 == 1 { format!("<code>{part}</code>") } else { part.into() }).collect()
+}
+
+pub fn csv(table: &[Vec<String>]) -> Result<String> {
+    let mut out = csv::Writer::from_writer(Vec::new());
+    table.iter().try_for_each(|row| out.write_record(row))?;
+    Ok(String::from_utf8(out.into_inner()?)?)
+}
+
+/// A row an object.
+pub fn objects(table: &[Vec<String>]) -> Value {
+    let Some((header, rows)) = table.split_first() else { return Value::Array(Vec::new()) };
+    let object =
+        |row: &Vec<String>| Value::Object(header.iter().cloned().zip(row.iter().map(|c| Value::from(c.as_str()))).collect::<Map<_, _>>());
+    Value::Array(rows.iter().map(object).collect())
+}
+
+fn markdown_table(table: &[Vec<String>]) -> String {
+    let line = |row: &Vec<String>| format!("| {} |\n", row.iter().map(|c| c.replace('|', "\\|")).collect::<Vec<_>>().join(" | "));
+    let rule = |row: &Vec<String>| format!("|{}\n", "---|".repeat(row.len()));
+    table.iter().enumerate().map(|(i, row)| if i == 0 { line(row) + &rule(row) } else { line(row) }).collect()
+}
+
+/// One experiment.
+pub fn markdown(page: &Page) -> String {
+    let list = |items: &[String]| items.iter().map(|item| format!("- {item}\n")).collect::<String>();
+    let charts: String = page.charts.iter().map(|c| format!("\n![{}]({}.png)\n\n{}\n", page.title, c.name, c.caption)).collect();
+    let findings = if page.findings.is_empty() { String::new() } else { format!("\n## What the numbers say\n\n{}", list(&page.findings)) };
+    format!(
+        "# {}\n\n{}\n\n{}{findings}{charts}\n## Notes\n\n{}\n{}\n",
+        page.title,
+        page.about,
+        markdown_table(&page.table),
+        list(&page.notes),
+        machine(&page.environment)
+    )
+}
+
+/// The machine in a line.
+fn machine(environment: &Value) -> String {
+    let text = |key: &str| environment[key].as_str().unwrap_or("unknown").to_string();
+    format!(
+        "Machine: {}, {} threads, {}; libtorch {}, linformer {} ({}).",
+        text("cpu"),
+        environment["threads"],
+        text("device"),
+        text("libtorch"),
+        text("version"),
+        text("git_revision")
+    )
+}
+
+/// The claims, for `docs/reproduction.md`.
+pub fn reproduction(claims: &[Claim]) -> String {
+    let mut text = String::from(
+        "# What the paper claims, and what was seen\n\nMade by `linformer report experiments/results` from the committed numbers; a test holds this file against them. No state is\ntyped: each follows by the rule beside it.\n\n",
+    );
+    let states = [State::Confirmed, State::NotConfirmed, State::Contradicted, State::Untestable, State::NotRun];
+    let count = |state: State| claims.iter().filter(|c| c.state == state).count();
+    let counts: Vec<String> = states.iter().map(|s| format!("{} {}", count(*s), s.words())).collect();
+    text += &format!("{} claims: {}.\n\n", claims.len(), counts.join(", "));
+    for claim in claims {
+        let link = match claim.state {
+            State::NotRun | State::Untestable if !claim.evidence.contains("at n =") => String::new(),
+            _ => format!(" ([numbers](../experiments/results/{}/page.md))", claim.folder),
+        };
+        text += &format!(
+            "## {}\n\n> {}\n\n**{}**: {}{link}.\n\nRule: {}.\n\n",
+            claim.place,
+            claim.text,
+            claim.state.words(),
+            claim.evidence.trim_end_matches('.'),
+            claim.rule
+        );
+    }
+    text.trim_end().to_string() + "\n"
+}
+
+/// The claims as a table of text.
+pub fn claims_text(claims: &[Claim]) -> String {
+    let header = ["claim", "state"].map(str::to_string).to_vec();
+    let row = |c: &Claim| vec![format!("{}: {}", c.place, c.text.chars().take(80).collect::<String>()), c.state.words().to_string()];
+    align(std::iter::once(header).chain(claims.iter().map(row)).collect())
+}
+
+/// The whole report; `drawn` holds each page's SVGs with their captions.
+pub fn html(pages: &[Page], drawn: &[Vec<(String, String)>], claims: &[Claim]) -> String {
+    let anchor = |page: &Page| page.folder.replace('/', "-");
+    let contents: String = pages.iter().map(|p| format!("<li><a href=\"#{}\">{}</a></li>", anchor(p), escape(&p.title))).collect();
+    let row = |c: &Claim| {
+        format!(
+            "<tr><td>{}</td><td>{}</td><td class=\"state\">{}</td><td>{}</td></tr>\n",
+            escape(c.place),
+            escape(c.text),
+            c.state.words(),
+            escape(&c.evidence)
+        )
+    };
+    let table: String = claims.iter().map(row).collect();
+    let table = format!("<table class=\"claims\"><thead><tr><th>where</th><th>claim</th><th>state</th><th>evidence</th></tr></thead><tbody>\n{table}</tbody></table>");
+    let sections: String = pages.iter().zip(drawn).map(|(page, drawn)| section(page, &anchor(page), drawn)).collect();
+    PAGE.replace("{contents}", &format!("<li><a href=\"#claims\">What the paper claims</a></li>{contents}"))
+        .replace("{claims}", &table)
+        .replace("{pages}", &sections)
+}
+
+fn section(page: &Page, anchor: &str, drawn: &[(String, String)]) -> String {
+    let cells = |row: &Vec<String>, tag: &str| row.iter().map(|c| format!("<{tag}>{}</{tag}>", escape(c))).collect::<String>();
+    let head = page.table.first().map(|row| cells(row, "th")).unwrap_or_default();
+    let body: String = page.table.iter().skip(1).map(|row| format!("<tr>{}</tr>\n", cells(row, "td"))).collect();
+    let list = |items: &[String]| items.iter().map(|item| format!("<li>{}</li>", inline(item))).collect::<String>();
+    let figures: String =
+        drawn.iter().map(|(svg, caption)| format!("<figure>{svg}<figcaption>{}</figcaption></figure>\n", escape(caption))).collect();
+    format!(
+        "<h2 id=\"{anchor}\">{}</h2>\n<p>{}</p>\n<div class=\"wide\"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n<ul>{}</ul>\n{figures}<ul class=\"note\">{}<li>{}</li></ul>\n",
+        escape(&page.title),
+        inline(&page.about),
+        list(&page.findings),
+        list(&page.notes),
+        escape(&machine(&page.environment)),
+    )
+}
