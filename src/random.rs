@@ -18,6 +18,8 @@ pub enum Purpose {
     Derivation = 6,
     /// Order of an epoch's batches; index: epoch.
     BatchOrder = 7,
+    /// Sequences of a step of a least-squares fit; index: step.
+    LeastSquares = 11,
 }
 
 /// One purpose's stream of numbers at one index.

@@ -50,6 +50,26 @@ impl Encoder {
         Ok(self.norm.as_ref().map_or_else(|| x.shallow_clone(), |norm| norm.forward(&x)))
     }
 
+    /// The self-attention of a layer.
+    pub fn attention(&self, layer: usize) -> &SelfAttention {
+        &self.layers[layer].attention
+    }
+
+    /// What the self-attention of each layer reads, `[B, L, d]`.
+    pub fn attention_inputs(&self, input: &Input, pass: &Pass) -> Result<Vec<Tensor>, NativeError> {
+        let keep = input.attention_mask.as_ref().map(|mask| Keep::new(mask, pass.kind));
+        let mut x = self.embeddings.forward(input, keep.as_ref(), pass)?;
+        let mut inputs = Vec::with_capacity(self.layers.len());
+        for layer in &self.layers {
+            inputs.push(match layer.norm {
+                Norm::Post => x.shallow_clone(),
+                Norm::Pre => layer.attention_norm.forward(&x),
+            });
+            x = layer.forward(x, keep.as_ref(), pass)?;
+        }
+        Ok(inputs)
+    }
+
     /// The word embeddings `[V, d]`, to which the MLM head is tied.
     pub fn word_embeddings(&self) -> &Tensor {
         &self.embeddings.word
