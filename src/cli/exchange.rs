@@ -85,6 +85,7 @@ fn init(text: &str) -> Result<Start, String> {
 }
 
 pub fn import(args: &ImportArgs) -> Result<Finished> {
+    import::must_be_new(&args.out)?;
     let request = Request {
         source: args.source.clone(),
         from: args.from,

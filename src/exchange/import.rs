@@ -241,7 +241,7 @@ fn describe(description: &Description, report: &mut Report) {
     if *family == Family::Bert {
         let first = model.pad_token_id + 1;
         report.notes.push(format!(
-            "positions: BERT counts from 0, this encoder from pad_token_id + 1 = {first}: its rows stand behind {first} rows of zeros"
+            "positions: BERT counts from 0, this encoder from pad_token_id + 1 = {first}: its rows are moved down by as many"
         ));
     }
     if model.type_vocab_size > 1 {
@@ -325,11 +325,17 @@ impl Imported {
     }
 }
 
+/// An error if `out` is there already: known before anything long is done.
+pub fn must_be_new(out: &Path) -> Result<(), ExchangeError> {
+    match out.exists() {
+        true => Err(ExchangeError::Exists { path: out.into() }),
+        false => Ok(()),
+    }
+}
+
 /// Fills a new folder beside `out` and renames it; what was begun is removed when it fails.
 pub fn whole_folder(out: &Path, fill: impl FnOnce(&Path) -> Result<(), ExchangeError>) -> Result<(), ExchangeError> {
-    if out.exists() {
-        return Err(ExchangeError::Exists { path: out.into() });
-    }
+    must_be_new(out)?;
     let mut name = out.file_name().unwrap_or_default().to_os_string();
     name.push(format!(".partial-{}", std::process::id()));
     let aside = out.with_file_name(name);

@@ -7,7 +7,7 @@
 //! before it being fitted well.
 
 use super::import::Loaded;
-use super::project::Fit;
+use super::project::{is_projection, Fit};
 use super::ExchangeError;
 use crate::data::readers::lines::Lines;
 use crate::data::tokenizer::Tokenizer;
@@ -117,10 +117,6 @@ fn tensor(sequences: &[&Vec<i64>]) -> Tensor {
     Tensor::from_slice(&ids).view([-1, length])
 }
 
-fn is_projection(parameter: &Parameter) -> bool {
-    parameter.name.ends_with("_projection")
-}
-
 /// Fits E and F of `linformer` to `full` (sequences of n tokens) and gives the errors by layer on sequences held out.
 pub fn fit(
     full: &Loaded,
@@ -135,7 +131,7 @@ pub fn fit(
     let pair = Pair { full: &full.encoder, linformer: &linformer.encoder };
     let parameters = &linformer.parameters;
     // Only E and F get gradients.
-    set_gradients(parameters, is_projection);
+    set_gradients(parameters, |p| is_projection(&p.name));
     start_as_mean_pool(parameters, n);
     let mean_pool = pair.measure(&held_out)?;
     descend(&pair, parameters, &sequences, settings, progress)?;
@@ -151,7 +147,7 @@ fn set_gradients(parameters: &Parameters, learned: impl Fn(&Parameter) -> bool) 
 /// Rows that average their window: the keys are then means of keys, which a softmax can weigh like keys.
 fn start_as_mean_pool(parameters: &Parameters, n: i64) {
     let _guard = tch::no_grad_guard();
-    for parameter in parameters.iter().filter(|p| is_projection(p)) {
+    for parameter in parameters.iter().filter(|p| is_projection(&p.name)) {
         let size = parameter.tensor.size();
         let (k, window) = (size[size.len() - 2], (n + size[size.len() - 2] - 1) / size[size.len() - 2]);
         let row_of = Tensor::arange(n, (Kind::Int64, tch::Device::Cpu)).floor_divide_scalar(window);
@@ -168,7 +164,7 @@ fn descend(
     settings: &Settings,
     progress: &mut dyn FnMut(&str),
 ) -> Result<(), ExchangeError> {
-    let weights: Vec<Tensor> = parameters.iter().filter(|p| is_projection(p)).map(|p| p.tensor.shallow_clone()).collect();
+    let weights: Vec<Tensor> = parameters.iter().filter(|p| is_projection(&p.name)).map(|p| p.tensor.shallow_clone()).collect();
     let zeros = || weights.iter().map(|w| w.detach().zeros_like()).collect::<Vec<_>>();
     let (exp_avg, exp_avg_sq) = (zeros(), zeros());
     let steps: Vec<Tensor> = weights.iter().map(|w| Tensor::zeros([], (Kind::Float, w.device()))).collect();

@@ -47,6 +47,11 @@ impl fmt::Display for Fit {
     }
 }
 
+/// Whether a weight is E or F.
+pub fn is_projection(name: &str) -> bool {
+    name.ends_with("_projection")
+}
+
 /// The Linformer and what to say of it.
 pub struct Turned {
     pub model: Model,
@@ -84,7 +89,7 @@ pub fn turn(
     if let Err(error) = linformer.validate(&Origins::default(), linformer.sequence_length()) {
         return refuse(error.to_string());
     }
-    let turned = Loaded::build(&linformer, head, Parameters::new(wanted.seed, Device::Cpu));
+    let turned = Loaded::build(&linformer, head, Parameters::drawing(wanted.seed, Device::Cpu, is_projection));
     {
         let _guard = tch::no_grad_guard();
         for parameter in full.parameters.iter() {
