@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{snapshot, Lab};
+use common::{docs, snapshot, Lab};
 use linformer::model::weights::WeightsFile;
 use linformer::model::{ClassificationHead, Encoder, Input, MaskedLmHead, Parameters, Pass};
 use linformer::train::checkpoint::Checkpoint;
@@ -414,4 +414,14 @@ fn exports_carry_the_format_of_pytorch() {
     let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
     assert_eq!(header["__metadata__"], json!({"format": "pt"}));
     WeightsFile::open(&lab.path("out/model.safetensors")).unwrap();
+}
+
+/// Every command of docs/huggingface.md, in its order, on files of the names that it uses.
+#[test]
+fn the_commands_of_the_docs_run() {
+    let lab = Lab::new();
+    docs::prepare(&lab);
+    docs::run(&lab);
+    assert!(lab.path("out/on/modeling_linformer.py").exists() && !lab.path("out/tuned/modeling_linformer.py").exists());
+    assert_eq!(lab.json("out/on/config.json")["torch_dtype"], "bfloat16");
 }

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::Lab;
+use common::{docs, Lab};
 use linformer::data::tokenizer::Tokenizer;
 use linformer::model::weights::{save, Select};
 use linformer::model::{ClassificationHead, Encoder, Input, MaskedLmHead, Parameters, Pass};
@@ -76,12 +76,33 @@ impl Cases {
     }
 
     fn check(self, lab: &Lab, python: &str) {
+        assert!(!self.0.is_empty());
         lab.write("manifest.json", json!(self.0).to_string());
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/exchange/compare.py");
-        let mut command = Command::new(python);
-        command.arg(script).arg(lab.path("manifest.json")).env("HF_HUB_OFFLINE", "1").env("HF_HOME", lab.path("cache"));
-        let status = command.env("OMP_NUM_THREADS", "1").status().unwrap();
-        assert!(status.success());
+        run_python(lab, python, &[text(&script), text(&lab.path("manifest.json"))]);
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn run_python(lab: &Lab, python: &str, args: &[&str]) {
+    let mut command = Command::new(python);
+    command.args(args).current_dir(lab.path("")).env("HF_HUB_OFFLINE", "1").env("HF_HOME", lab.path("cache")).env("OMP_NUM_THREADS", "1");
+    assert!(command.status().unwrap().success());
+}
+
+/// The page's commands have made the folders that its Python loads.
+#[test]
+#[ignore = "needs transformers: make test-transformers"]
+fn the_python_of_the_docs_runs() {
+    let python = std::env::var("LINFORMER_PYTHON").expect("LINFORMER_PYTHON names a python with torch and transformers");
+    let lab = Lab::new();
+    docs::prepare(&lab);
+    docs::run(&lab);
+    for (_, body) in docs::blocks(&docs::text()).into_iter().filter(|(mark, _)| mark == "python") {
+        run_python(&lab, &python, &["-c", &body]);
     }
 }
 
