@@ -404,6 +404,33 @@ fn full_attention_becomes_a_linformer() {
     assert!(ran.code == 1 && ran.stderr.contains("give a longer text"), "{}", ran.stderr);
 }
 
+/// A tokenizer that puts nothing around a text, or BERT's single separator between two, would feed the model something else.
+#[test]
+fn the_exported_tokenizer_makes_the_layout_that_the_model_was_trained_on() {
+    let lab = Lab::new();
+    imported(&lab, "bert_encoder", &[]);
+    let rows: String = (0..16).map(|i| format!("the ship\tit was cold\t{}\n", i % 2)).collect();
+    lab.write("pairs.tsv", format!("a\tb\tlabel\n{rows}"));
+    let task = json!({"name": "own", "train": "pairs.tsv", "dev": "pairs.tsv", "text": "a", "text_pair": "b", "label": "label", "labels": ["0", "1"]});
+    let train = json!({"max_steps": 1, "batch_size": 4, "warmup_steps": 0, "log_every": 1});
+    let config = json!({"data": {"task": task, "sequence_length": 12}, "train": train, "run": {"init_from": "bert_encoder", "dir": "pairs"}});
+    lab.write("f.json", config.to_string());
+    lab.ok(&["finetune", "f.json", "--quiet"]);
+    lab.ok(&["export", "pairs", "--out", "pairs-hf"]);
+    let tokenizer = tokenizers::Tokenizer::from_file(lab.path("pairs-hf/tokenizer.json")).unwrap();
+    let tokens = tokenizer.encode(("the ship", "it was"), true).unwrap().get_tokens().to_vec();
+    assert_eq!(tokens, ["[CLS]", "the", "ship", "[SEP]", "[SEP]", "it", "was", "[SEP]"]);
+
+    changed(&lab, "roberta_mlm", "bare", &[]);
+    let mut json = lab.json("bare/tokenizer.json");
+    json["post_processor"] = Value::Null;
+    lab.write("bare/tokenizer.json", json.to_string());
+    lab.ok(&["import", "bare", "--out", "bare-model"]);
+    lab.ok(&["export", "bare-model", "--out", "bare-hf"]);
+    let tokenizer = tokenizers::Tokenizer::from_file(lab.path("bare-hf/tokenizer.json")).unwrap();
+    assert_eq!(tokenizer.encode("the ship", true).unwrap().get_tokens(), ["<s>", "the", "ship", "</s>"]);
+}
+
 #[test]
 fn exports_carry_the_format_of_pytorch() {
     let lab = Lab::new();

@@ -224,12 +224,27 @@ fn config(model: &Model, family: Family, head: &Head, architecture: &str, tokeni
     Value::Object(keys)
 }
 
+fn trains_on_pairs(trained: &Trained) -> Result<bool, ExchangeError> {
+    let data = &trained.config.data;
+    let spec = data.task.as_ref().map(|task| TaskSpec::find(task, &data.task_dir)).transpose()?;
+    Ok(spec.is_some_and(|spec| spec.text_pair.is_some()))
+}
+
 /// `tokenizer.json` as the run has it, and what `AutoTokenizer` has to know beside it.
 fn write_tokenizer(folder: &Path, trained: &Trained, tokenizer: &Tokenizer) -> Result<(), ExchangeError> {
-    let bytes = std::fs::read(trained.tokenizer).map_err(ExchangeError::io(trained.tokenizer))?;
-    write_file(&folder.join("tokenizer.json"), &bytes)?;
     let name = |id: u32| tokenizer.token(id).unwrap_or_default();
     let special = tokenizer.special;
+    let bytes = std::fs::read(trained.tokenizer).map_err(ExchangeError::io(trained.tokenizer))?;
+    let mut json: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    // Texts have to reach the model there as they did here; of a pair, BERT's own layout is another.
+    let is_robertas = json["post_processor"]["type"] == "RobertaProcessing";
+    if !tokenizer.frames_texts() || (trains_on_pairs(trained)? && !is_robertas) {
+        json["post_processor"] = json!({"type": "RobertaProcessing", "sep": [name(special.sep), special.sep],
+            "cls": [name(special.cls), special.cls], "trim_offsets": true, "add_prefix_space": false});
+        write_json(&folder.join("tokenizer.json"), &json)?;
+    } else {
+        write_file(&folder.join("tokenizer.json"), &bytes)?;
+    }
     let (cls, pad, sep, mask) = (name(special.cls), name(special.pad), name(special.sep), name(special.mask));
     let mut tokens = json!({"bos_token": cls, "eos_token": sep, "cls_token": cls, "sep_token": sep, "pad_token": pad, "mask_token": mask});
     if let (Some(unknown), Value::Object(tokens)) = (tokenizer.unknown(), &mut tokens) {

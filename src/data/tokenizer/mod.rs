@@ -115,6 +115,12 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
+    /// Whether its own post-processor makes of a text what a model here sees: the first token, the text, a separator.
+    pub fn frames_texts(&self) -> bool {
+        let encoded = self.inner.encode_fast("a", true);
+        encoded.is_ok_and(|e| e.get_ids().first() == Some(&self.special.cls) && e.get_ids().last() == Some(&self.special.sep))
+    }
+
     /// What stands for characters that the vocabulary lacks, if there is such a token.
     pub fn unknown(&self) -> Option<String> {
         ["<unk>", "[UNK]"].into_iter().find(|token| self.inner.token_to_id(token).is_some()).map(str::to_string)
