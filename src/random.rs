@@ -18,6 +18,8 @@ pub enum Purpose {
     Derivation = 6,
     /// Order of an epoch's batches; index: epoch.
     BatchOrder = 7,
+    /// Sequences of a step of a least-squares fit; index: step.
+    LeastSquares = 11,
     /// Random matrices and vectors that a trained model is measured with; index: hash of what they are.
     Measurement = 20,
 }

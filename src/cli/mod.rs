@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted with a checkpoint written.
 
 mod doctor;
+mod exchange;
 mod fetch;
 mod study;
 
@@ -138,6 +139,10 @@ enum Command {
         #[arg(long, value_name = "COUNTxGPU", conflicts_with = "peak_tflops")]
         cluster: Option<Cluster>,
     },
+    /// A Hugging Face or fairseq checkpoint becomes a model that runs start from, full attention or made a Linformer
+    Import(exchange::ImportArgs),
+    /// A run or imported model becomes a folder that transformers loads
+    Export(exchange::ExportArgs),
     /// Corpora and tasks
     #[command(subcommand)]
     Data(DataCommand),
@@ -280,6 +285,8 @@ fn run(command: Command) -> Result<Finished> {
         }
         Command::Report { dirs, out } => report(&dirs, out),
         Command::Info { config, overrides, mfu, peak_tflops, cluster } => info(&config, &overrides, mfu, peak_tflops, cluster),
+        Command::Import(args) => exchange::import(&args),
+        Command::Export(args) => exchange::export(&args),
         Command::Data(command) => data(command),
         Command::Doctor => doctor::run(),
     }

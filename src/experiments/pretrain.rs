@@ -134,8 +134,14 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
     }
     let mut parameters = Parameters::new(config.train.seed, device);
     let task = MaskedLm::new(data, &config, &mut parameters);
+    let mut warnings = Vec::new();
     if let Some(parent) = parent.as_ref().filter(|_| config.run.init_weights) {
-        parent.load(&parameters, Select::All)?;
+        if parent.has_masked_lm_head()? {
+            parent.load(&parameters, Select::All)?;
+        } else {
+            parent.load(&parameters, Select::Encoder)?;
+            warnings.push(format!("run.init_from: {} has no masked-LM head: it starts from random weights", parent.run.display()));
+        }
     }
     setup::load_projections(&config, &parameters)?;
     let job = Job {
@@ -145,7 +151,7 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
         task: &task,
         parameters: &parameters,
         tokenizer: &task.data.prepared().tokenizer,
-        warnings: Vec::new(),
+        warnings,
         total_steps: config.train.max_steps,
         flops_per_token: forward_flops_per_token(&config.model, config.data.sequence_length, config.data.mask_probability),
     };

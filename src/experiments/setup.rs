@@ -67,26 +67,29 @@ pub struct Parent {
 }
 
 impl Parent {
-    /// None if the config does not start from another run. A run's folder stands for its best checkpoint if it was a
-    /// fine-tuning run, else for its newest.
+    /// None if the config does not start from another run.
     pub fn find(config: &Config) -> Result<Option<Self>> {
-        let Some(path) = &config.run.init_from else { return Ok(None) };
-        let key = "run.init_from";
+        config.run.init_from.as_deref().map(|path| Self::open(path).context("run.init_from")).transpose()
+    }
+
+    /// A run's folder or one of its checkpoints; the run stands for its best checkpoint if it was a fine-tuning run, else
+    /// for its newest.
+    pub fn open(path: &Path) -> Result<Self> {
         let run = run_of(path).to_path_buf();
-        let theirs = read_config(&run).with_context(|| format!("{key}: expected the folder of a run or of one of its checkpoints"))?;
+        let theirs = read_config(&run).context("expected the folder of a run or of one of its checkpoints")?;
         let checkpoint = if is_checkpoint(path) {
-            Checkpoint::open(path).with_context(|| key.to_string())?
+            Checkpoint::open(path)?
         } else {
             let checkpoints = run.join("checkpoints");
             let (newest, damaged) = Checkpoint::latest(&checkpoints);
             let Some(newest) = newest else {
                 let why = damaged.first().map(|d| format!("; {d}")).unwrap_or_default();
-                bail!("{key}: {}: no valid checkpoint{why}", run.display());
+                bail!("{}: no valid checkpoint{why}", run.display());
             };
             let best = newest.state.best().filter(|_| theirs.data.task.is_some());
             best.and_then(|b| Checkpoint::open(&checkpoints.join(step_name(b.step))).ok()).unwrap_or(newest)
         };
-        Ok(Some(Self { tokenizer: run.join("tokenizer.json"), run, model: theirs.model, checkpoint }))
+        Ok(Self { tokenizer: run.join("tokenizer.json"), run, model: theirs.model, checkpoint })
     }
 
     /// The checkpoint's model with the keys that may differ taken from `config`; another difference is an error.
@@ -113,6 +116,11 @@ impl Parent {
             }
         }
         Ok(serde_json::from_value(merged)?)
+    }
+
+    /// Whether its weights have a masked-LM head: those of a fine-tuned run, or of an encoder alone that was imported, do not.
+    pub fn has_masked_lm_head(&self) -> Result<bool> {
+        Ok(self.checkpoint.weights()?.shapes()?.contains_key("lm_head.bias"))
     }
 
     /// Copies its weights.

@@ -73,6 +73,22 @@ impl Encoder {
         Ok(())
     }
 
+    /// The self-attention of a layer.
+    pub fn attention(&self, layer: usize) -> &SelfAttention {
+        &self.layers[layer].attention
+    }
+
+    /// What the self-attention of each layer reads, `[B, L, d]`.
+    pub fn attention_inputs(&self, input: &Input, pass: &Pass) -> Result<Vec<Tensor>, NativeError> {
+        let (mut x, keep) = self.embed(input, pass)?;
+        let mut inputs = Vec::with_capacity(self.layers.len());
+        for layer in &self.layers {
+            inputs.push(layer.attention_input(&x));
+            x = layer.forward(x, keep.as_ref(), pass)?;
+        }
+        Ok(inputs)
+    }
+
     /// The word embeddings `[V, d]`, to which the MLM head is tied.
     pub fn word_embeddings(&self) -> &Weight {
         &self.embeddings.word
@@ -203,9 +219,14 @@ impl Layer {
 
     /// Of the attention of the layer's input x.
     fn heads(&self, x: &Tensor, keep: Option<&Keep>) -> Result<Heads, NativeError> {
+        self.attention.heads(&self.attention_input(x), keep)
+    }
+
+    /// What the self-attention reads of the layer's input.
+    fn attention_input(&self, x: &Tensor) -> Tensor {
         match self.norm {
-            Norm::Post => self.attention.heads(x, keep),
-            Norm::Pre => self.attention.heads(&self.attention_norm.forward(x), keep),
+            Norm::Post => x.shallow_clone(),
+            Norm::Pre => self.attention_norm.forward(x),
         }
     }
 

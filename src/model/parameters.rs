@@ -29,17 +29,24 @@ pub struct Parameters {
     device: Device,
     /// None: leave the memory as it comes (for counting, or for weights that are loaded next).
     seed: Option<u64>,
+    /// Which weights are drawn, by name.
+    draws: fn(&str) -> bool,
 }
 
 impl Parameters {
     /// Weights drawn from (seed, name) alone: the same whatever else the model has.
     pub fn new(seed: u64, device: Device) -> Self {
-        Self { list: Vec::new(), device, seed: Some(seed) }
+        Self::drawing(seed, device, |_| true)
+    }
+
+    /// The same for the weights that `draws` names; the memory of the others is left as it comes, to be filled next.
+    pub fn drawing(seed: u64, device: Device, draws: fn(&str) -> bool) -> Self {
+        Self { list: Vec::new(), device, seed: Some(seed), draws }
     }
 
     /// Weights whose memory is never touched.
     pub fn uninitialised() -> Self {
-        Self { list: Vec::new(), device: Device::Cpu, seed: None }
+        Self { list: Vec::new(), device: Device::Cpu, seed: None, draws: |_| false }
     }
 
     pub fn device(&self) -> Device {
@@ -63,7 +70,7 @@ impl Parameters {
 
     fn add(&mut self, name: &str, shape: &[i64], init: Init, trainable: bool) -> Weight {
         debug_assert!(self.get(name).is_none(), "two parameters are named {name}");
-        let tensor = match self.seed {
+        let tensor = match self.seed.filter(|_| (self.draws)(name)) {
             Some(seed) => init::draw(init, shape, seed, name).to_device(self.device),
             None => Tensor::empty(shape, (Kind::Float, self.device)),
         };

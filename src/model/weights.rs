@@ -2,8 +2,9 @@
 
 use super::parameters::Parameters;
 use crate::native::mapped::MappedFile;
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
 
@@ -20,8 +21,8 @@ pub enum WeightsError {
     Unexpected { path: PathBuf, name: String },
     #[error("{path}: {name} has shape {found:?}, expected {expected:?}")]
     Shape { path: PathBuf, name: String, found: Vec<i64>, expected: Vec<i64> },
-    #[error("{path}: {name} has type {found}, expected F32")]
-    Type { path: PathBuf, name: String, found: String },
+    #[error("{path}: {name} has type {found}, expected {expected}")]
+    Type { path: PathBuf, name: String, found: String, expected: &'static str },
 }
 
 /// Which names of a file a load takes.
@@ -69,6 +70,31 @@ impl WeightsFile {
         read(&self.parsed()?, &self.path, name, expected)
     }
 
+    /// Names and shapes, sorted by name.
+    pub fn shapes(&self) -> Result<BTreeMap<String, Vec<i64>>, WeightsError> {
+        let parsed = self.parsed()?;
+        let shapes = parsed.tensors().into_iter().map(|(name, view)| (name, view.shape().iter().map(|d| *d as i64).collect()));
+        Ok(shapes.collect())
+    }
+
+    /// One tensor of type F32, F16 or BF16, as fp32.
+    pub fn tensor_as_fp32(&self, name: &str) -> Result<Tensor, WeightsError> {
+        let parsed = self.parsed()?;
+        let view = find(&parsed, &self.path, name)?;
+        let shape: Vec<i64> = view.shape().iter().map(|d| *d as i64).collect();
+        let kind = match view.dtype() {
+            Dtype::F32 => Kind::Float,
+            Dtype::F16 => Kind::Half,
+            Dtype::BF16 => Kind::BFloat16,
+            other => return Err(self.wrong_type(name, other, "F32, F16 or BF16")),
+        };
+        Ok(Tensor::from_data_size(view.data(), &shape, kind).to_kind(Kind::Float))
+    }
+
+    fn wrong_type(&self, name: &str, found: Dtype, expected: &'static str) -> WeightsError {
+        WeightsError::Type { path: self.path.clone(), name: name.into(), found: format!("{found:?}"), expected }
+    }
+
     /// Copies the file's weights into the model's, after all of them have been checked.
     pub fn load_into(&self, parameters: &Parameters, select: Select) -> Result<usize, WeightsError> {
         let parsed = self.parsed()?;
@@ -107,14 +133,19 @@ impl WeightsFile {
     }
 }
 
+fn find<'a>(parsed: &SafeTensors<'a>, path: &Path, name: &str) -> Result<TensorView<'a>, WeightsError> {
+    parsed.tensor(name).map_err(|_| WeightsError::Missing { path: path.into(), name: name.into(), count: parsed.len() })
+}
+
 fn read(parsed: &SafeTensors, path: &Path, name: &str, expected: Option<&[i64]>) -> Result<Tensor, WeightsError> {
-    let view = parsed.tensor(name).map_err(|_| WeightsError::Missing { path: path.into(), name: name.into(), count: parsed.len() })?;
+    let view = find(parsed, path, name)?;
     let found: Vec<i64> = view.shape().iter().map(|d| *d as i64).collect();
     if let Some(expected) = expected.filter(|e| *e != found) {
         return Err(WeightsError::Shape { path: path.into(), name: name.into(), found, expected: expected.to_vec() });
     }
     if view.dtype() != Dtype::F32 {
-        return Err(WeightsError::Type { path: path.into(), name: name.into(), found: format!("{:?}", view.dtype()) });
+        let found = format!("{:?}", view.dtype());
+        return Err(WeightsError::Type { path: path.into(), name: name.into(), found, expected: "F32" });
     }
     Ok(Tensor::from_data_size(view.data(), &found, Kind::Float))
 }
@@ -132,6 +163,7 @@ impl Bytes {
         let (dtype, size) = match tensor.kind() {
             Kind::Int64 => (Dtype::I64, 8),
             Kind::BFloat16 => (Dtype::BF16, 2),
+            Kind::Half => (Dtype::F16, 2),
             _ => (Dtype::F32, 4),
         };
         let mut data = vec![0; tensor.numel() * size];

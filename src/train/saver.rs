@@ -221,6 +221,12 @@ fn remove_old(folder: &Path, keep: Keep, state: &State) {
     replaced.iter().chain(old).for_each(|(_, path)| drop(fs::remove_dir_all(path)));
 }
 
+/// Writes weights that no run has trained here, as the checkpoint of step 0: without optimizer state. `folder`'s parent exists.
+pub fn save_weights(folder: &Path, weights: Vec<(String, Tensor)>) -> Result<(), CheckpointError> {
+    let copy = Copy { model: weights, optimizer: Vec::new() };
+    write(folder, Keep { newest: 1, best: 0 }, &copy, &State::default(), &[]).map(|_| ())
+}
+
 /// Writes `state` beside the weights of another run's checkpoint: the first checkpoint of a fork.
 pub fn adopt(folder: &Path, checkpoint: &Path, state: &State) -> Result<(), CheckpointError> {
     let target = folder.join(step_name(state.step));

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use special::Declared;
 pub use special::SpecialIds;
 use std::path::Path;
-use tokenizers::Tokenizer as Inner;
+use tokenizers::{PaddingParams, Tokenizer as Inner, TruncationParams};
 pub use train::Kind;
 pub use words::WordStarts;
 
@@ -25,6 +25,9 @@ pub struct Tokenizer {
     /// Every special id, sorted: never masked, never drawn as a random token.
     pub special_ids: Vec<u32>,
     vocab_size: usize,
+    /// What the file says of cutting and filling up: kept for the file, never applied here, where a model's n decides.
+    truncation: Option<TruncationParams>,
+    padding: Option<PaddingParams>,
 }
 
 impl Tokenizer {
@@ -60,9 +63,11 @@ impl Tokenizer {
         special_ids.dedup();
         // Text that spells "<mask>" is text.
         inner.set_encode_special_tokens(true);
+        let (truncation, padding) = (inner.get_truncation().cloned(), inner.get_padding().cloned());
+        inner.with_truncation(None).map_err(|e| trouble(name, e))?.with_padding(None);
         // Ids may have holes (RoBERTa's have): the embedding needs a row up to the largest.
         let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
-        Ok(Self { inner, special, special_ids, vocab_size })
+        Ok(Self { inner, special, special_ids, vocab_size, truncation, padding })
     }
 
     /// Rows that an embedding needs.
@@ -99,7 +104,26 @@ impl Tokenizer {
 
     /// The `tokenizer.json`.
     pub fn to_json(&self) -> Result<String, DataError> {
-        self.inner.to_string(true).map_err(|e| trouble("tokenizer", e))
+        let mut inner = self.inner.clone();
+        inner.with_padding(self.padding.clone());
+        inner.with_truncation(self.truncation.clone()).map_err(|e| trouble("tokenizer", e))?;
+        inner.to_string(true).map_err(|e| trouble("tokenizer", e))
+    }
+
+    /// A token's text.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Whether its own post-processor makes of a text what a model here sees: the first token, the text, a separator.
+    pub fn frames_texts(&self) -> bool {
+        let encoded = self.inner.encode_fast("a", true);
+        encoded.is_ok_and(|e| e.get_ids().first() == Some(&self.special.cls) && e.get_ids().last() == Some(&self.special.sep))
+    }
+
+    /// What stands for characters that the vocabulary lacks, if there is such a token.
+    pub fn unknown(&self) -> Option<String> {
+        ["<unk>", "[UNK]"].into_iter().find(|token| self.inner.token_to_id(token).is_some()).map(str::to_string)
     }
 }
 
@@ -220,6 +244,22 @@ mod tests {
         let text = "é".repeat(1_000_000);
         assert_eq!(tokenizer.encode(&text).unwrap().len(), 2_000_000);
         assert!(pieces(&text, 1000).all(|p| p.len() <= 16_000));
+    }
+
+    /// Files of sentence encoders cut every text to 128 tokens and fill it up: neither is for a corpus.
+    #[test]
+    fn what_the_file_says_of_truncation_and_padding_stays_in_the_file() {
+        let mut json: serde_json::Value = serde_json::from_str(&Tokenizer::bytes().unwrap().to_json().unwrap()).unwrap();
+        json["truncation"] = serde_json::json!({"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"});
+        json["padding"] = serde_json::json!({"strategy": {"Fixed": 4}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 1, "pad_type_id": 0,
+            "pad_token": "<pad>"});
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        std::fs::write(&path, json.to_string()).unwrap();
+        let tokenizer = Tokenizer::load(&path).unwrap();
+        assert_eq!(tokenizer.encode("twelve bytes").unwrap().len(), 12);
+        let written: serde_json::Value = serde_json::from_str(&tokenizer.to_json().unwrap()).unwrap();
+        assert_eq!((&written["truncation"], &written["padding"]), (&json["truncation"], &json["padding"]));
     }
 
     #[test]

@@ -1,0 +1,455 @@
+//! Weights in and out: checkpoints of transformers and fairseq give the numbers that those gave
+//! (`tests/fixtures/exchange/make.py`), exports are what was imported, and what would be computed wrongly is refused.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use common::{docs, snapshot, Lab};
+use linformer::model::weights::WeightsFile;
+use linformer::model::{ClassificationHead, Encoder, Input, MaskedLmHead, Parameters, Pass};
+use linformer::train::checkpoint::Checkpoint;
+use linformer::train::run::read_config;
+use serde_json::{json, Value};
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor};
+
+const CHECKPOINTS: [&str; 7] =
+    ["roberta_mlm", "roberta_classifier", "roberta_regression", "bert_mlm", "bert_relu", "bert_classifier", "bert_encoder"];
+const FAIRSEQ: [&str; 3] = ["fairseq_headwise", "fairseq_key_value", "fairseq_layerwise"];
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/exchange").join(name)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn import(lab: &Lab, name: &str, more: &[&str]) -> common::Ran {
+    lab.run(&[&["import", text(&fixture(name)), "--out", name], more].concat())
+}
+
+fn imported(lab: &Lab, name: &str, more: &[&str]) -> String {
+    let ran = import(lab, name, more);
+    assert_eq!(ran.code, 0, "{name}: {}{}", ran.stdout, ran.stderr);
+    ran.stdout
+}
+
+/// Hidden states and, with a head, logits of a run's or an imported model's newest checkpoint.
+fn outputs(folder: &Path, ids: &Tensor, mask: &Tensor) -> (Tensor, Option<Tensor>) {
+    let config = read_config(folder).unwrap();
+    let checkpoint = Checkpoint::latest(&folder.join("checkpoints")).0.unwrap();
+    let shapes = checkpoint.weights().unwrap().shapes().unwrap();
+    let mut parameters = Parameters::uninitialised();
+    let encoder = Encoder::new(&mut parameters, &config.model);
+    let classes = shapes.get("classifier.out_proj.bias").map(|shape| shape[0]);
+    let classifier = classes.map(|classes| ClassificationHead::new(&mut parameters, &config.model, classes));
+    let lm = shapes.contains_key("lm_head.bias").then(|| MaskedLmHead::new(&mut parameters, &config.model, encoder.word_embeddings()));
+    checkpoint.weights().unwrap().load_into(&parameters, linformer::model::weights::Select::All).unwrap();
+    let _guard = tch::no_grad_guard();
+    let pass = Pass::evaluation(Kind::Float);
+    let hidden = encoder.forward(&Input { ids: ids.shallow_clone(), attention_mask: Some(mask.shallow_clone()) }, &pass).unwrap();
+    let all = Tensor::arange(ids.numel() as i64, (Kind::Int64, Device::Cpu));
+    let logits = match (&classifier, &lm) {
+        (Some(head), _) => Some(head.forward(&hidden, &pass).unwrap()),
+        (_, Some(head)) => Some(head.forward(&hidden, &all).view([ids.size()[0], ids.size()[1], -1])),
+        _ => None,
+    };
+    (hidden, logits)
+}
+
+/// Largest difference at real tokens (`[B, L, ..]`) or anywhere (`[B, classes]`).
+fn difference(a: &Tensor, b: &Tensor, mask: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    let difference = if a.dim() == 3 { (a - b) * mask.unsqueeze(-1) } else { a - b };
+    difference.abs().max().double_value(&[])
+}
+
+fn tensors(path: &Path) -> Vec<(String, Tensor)> {
+    let mut all = Tensor::read_safetensors(path).unwrap();
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    all
+}
+
+fn named(tensors: &[(String, Tensor)], name: &str) -> Option<Tensor> {
+    tensors.iter().find(|(n, _)| n == name).map(|(_, t)| t.shallow_clone())
+}
+
+fn assert_equals_expected(lab: &Lab, name: &str) {
+    let expected = tensors(&fixture(name).join("expected.safetensors"));
+    let get = |part: &str| named(&expected, part);
+    let mask = get("attention_mask").unwrap();
+    let (hidden, logits) = outputs(&lab.path(name), &get("input_ids").unwrap(), &mask);
+    let off = difference(&hidden, &get("hidden").unwrap(), &mask);
+    assert!(off < 1e-5, "{name}: hidden states differ by {off:e}");
+    assert_eq!(logits.is_some(), get("logits").is_some(), "{name}");
+    if let (Some(logits), Some(expected)) = (logits, get("logits")) {
+        let off = difference(&logits, &expected, &mask);
+        assert!(off < 1e-5, "{name}: logits differ by {off:e}");
+    }
+}
+
+#[test]
+fn checkpoints_give_the_logits_of_transformers() {
+    let lab = Lab::new();
+    for name in CHECKPOINTS {
+        imported(&lab, name, &[]);
+        assert_equals_expected(&lab, name);
+    }
+}
+
+#[test]
+fn fairseq_state_dicts_give_its_logits_and_the_padding_difference_is_stated() {
+    let lab = Lab::new();
+    for name in FAIRSEQ {
+        let said = imported(&lab, name, &["--from", "fairseq", "--num-attention-heads", "2"]);
+        assert_equals_expected(&lab, name);
+        assert!(said.contains("fairseq compresses padding like text"), "{said}");
+        let sharing = name.strip_prefix("fairseq_").unwrap();
+        assert_eq!(lab.json(&format!("{name}/config.json"))["model"]["attention"]["sharing"], sharing);
+    }
+    let ran = import(&lab, "fairseq_headwise", &["--from", "fairseq"]);
+    assert!(ran.code == 1 && ran.stderr.contains("already"), "{}", ran.stderr);
+    let ran = lab.run(&["import", text(&fixture("fairseq_headwise")), "--out", "x", "--from", "fairseq"]);
+    assert!(ran.stderr.contains("--num-attention-heads"), "{}", ran.stderr);
+    let ran = lab.run(&["import", text(&fixture("bert_mlm")), "--out", "x", "--from", "fairseq"]);
+    assert!(ran.stderr.contains("not the state dict of a fairseq RoBERTa"), "{}", ran.stderr);
+}
+
+#[test]
+fn what_was_taken_left_and_missing_is_said() {
+    let lab = Lab::new();
+    let said = imported(&lab, "bert_mlm", &[]);
+    for line in [
+        "left     cls.seq_relationship.weight [2, 16]: next-sentence prediction has no place here",
+        "left     bert.pooler.dense.weight [16, 16]: the pooler",
+        "left     cls.predictions.decoder.weight [27, 16]: a copy of a tied weight",
+        "left     bert.embeddings.position_ids [1, 12]: a constant",
+        "missing  a classification head",
+        "note     positions: BERT counts from 0",
+        "note     token types: all 2 rows are kept",
+        "written  bert_mlm",
+    ] {
+        assert!(said.contains(line), "no \"{line}\" in\n{said}");
+    }
+    let report = lab.json("bert_mlm/import.json");
+    let taken = report["taken"].as_array().unwrap();
+    let gamma = taken.iter().find(|t| t["ours"] == "roberta.embeddings.LayerNorm.weight").unwrap();
+    assert_eq!(gamma["theirs"], "bert.embeddings.LayerNorm.gamma");
+    assert!(said.contains(&format!("taken    {} tensors", taken.len())));
+    let said = imported(&lab, "bert_encoder", &[]);
+    assert!(said.contains("missing  a masked-LM head"), "{said}");
+}
+
+/// A copy of a fixture whose config.json has some keys set anew.
+fn changed(lab: &Lab, name: &str, to: &str, changes: &[(&str, Value)]) {
+    for (path, bytes) in snapshot(&fixture(name)) {
+        lab.write(&format!("{to}/{}", path.file_name().unwrap().to_str().unwrap()), bytes);
+    }
+    let mut config = lab.json(&format!("{to}/config.json"));
+    for (key, value) in changes {
+        config[*key] = value.clone();
+    }
+    lab.write(&format!("{to}/config.json"), config.to_string());
+}
+
+#[test]
+fn what_would_be_computed_otherwise_is_refused_with_the_reason() {
+    let lab = Lab::new();
+    let cases = [
+        ("roberta_mlm", "hidden_act", json!("gelu_new"), "expected gelu (the exact one) or relu"),
+        ("roberta_mlm", "hidden_act", json!("relu"), "RoBERTa's masked-LM head uses gelu"),
+        ("bert_mlm", "position_embedding_type", json!("relative_key_query"), "no relative positions"),
+        ("roberta_mlm", "model_type", json!("roberta-prelayernorm"), "LayerNorm stands before each block"),
+        ("roberta_mlm", "model_type", json!("deberta-v2"), "its attention uses relative positions"),
+        ("roberta_mlm", "model_type", json!("gpt2"), "this program has no other encoder"),
+        ("bert_mlm", "is_decoder", json!(true), "attention here sees both sides"),
+        ("bert_mlm", "add_cross_attention", json!(true), "no cross-attention"),
+        ("bert_mlm", "pruned_heads", json!({"0": [1]}), "heads were pruned"),
+        ("bert_mlm", "embedding_size", json!(8), "expected embeddings as wide as the layers"),
+        ("bert_mlm", "quantization_config", json!({"bits": 4}), "expected fp32, fp16 or bf16"),
+        ("roberta_classifier", "problem_type", json!("multi_label_classification"), "expected a regression"),
+        ("roberta_classifier", "id2label", json!({"0": "a", "1": "a", "2": "b"}), "has \"a\" twice"),
+        ("roberta_classifier", "id2label", json!({"0": "a", "1": "b"}), "has no label for 2"),
+        ("roberta_mlm", "num_attention_heads", json!(3), "a divisor of model.hidden_size"),
+        ("roberta_mlm", "num_attention_heads", json!("two"), "found \"two\", expected a whole number"),
+        ("roberta_mlm", "num_hidden_layers", json!(3), "more tensors missing"),
+        ("roberta_mlm", "intermediate_size", json!(64), "has shape [32, 16], expected [64, 16]"),
+        ("roberta_mlm", "max_position_embeddings", json!(2), "expected more than pad_token_id + 1"),
+        ("roberta_mlm", "pad_token_id", json!(0), "its padding token has id 1, but the model's pad_token_id is 0"),
+        ("roberta_mlm", "hidden_size", json!(1i64 << 40), "model.hidden_size"),
+    ];
+    for (i, (name, key, value, message)) in cases.into_iter().enumerate() {
+        let from = format!("case{i}");
+        changed(&lab, name, &from, &[(key, value.clone())]);
+        let ran = lab.run(&["import", &from, "--out", "model"]);
+        assert_eq!(ran.code, 1, "{key} {value}: {}", ran.stderr);
+        assert!(ran.stderr.contains(message) && ran.stderr.trim_end().lines().count() == 1, "{key} {value}: {}", ran.stderr);
+        assert!(!lab.path("model").exists());
+    }
+    let left: Vec<_> = std::fs::read_dir(lab.path("")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_str().unwrap().contains("partial")), "{left:?}");
+}
+
+#[test]
+fn weights_that_are_not_tied_are_refused() {
+    let lab = Lab::new();
+    changed(&lab, "bert_mlm", "untied", &[]);
+    let mut weights = tensors(&lab.path("untied/model.safetensors"));
+    let decoder = weights.iter_mut().find(|(name, _)| name == "cls.predictions.decoder.weight").unwrap();
+    decoder.1 = &decoder.1 + 1.0;
+    Tensor::write_safetensors(&weights, lab.path("untied/model.safetensors")).unwrap();
+    let ran = lab.run(&["import", "untied", "--out", "model"]);
+    assert!(ran.code == 1 && ran.stderr.contains("its output matrix is not tied"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_missing_shard_is_named_and_an_index_cannot_reach_elsewhere() {
+    let lab = Lab::new();
+    let index = "shards/model.safetensors.index.json";
+    let refused = |message: &str| {
+        let ran = lab.run(&["import", "shards", "--out", "model"]);
+        assert!(ran.code == 1 && ran.stderr.contains(message), "{}", ran.stderr);
+    };
+    changed(&lab, "roberta_classifier", "shards", &[]);
+    std::fs::remove_file(lab.path("shards/model-00002-of-00003.safetensors")).unwrap();
+    refused("shard model-00002-of-00003.safetensors is missing, which holds");
+    changed(&lab, "roberta_classifier", "shards", &[]);
+    let good = lab.json(index);
+    for (shard, message) in [
+        (json!("../shards/model-00001-of-00003.safetensors"), "expected the name of a shard beside the index"),
+        (json!(7), "expected the name of a shard beside the index"),
+        (json!("model-00003-of-00003.safetensors"), "which does not have it"),
+    ] {
+        let mut bad = good.clone();
+        bad["weight_map"]["roberta.embeddings.word_embeddings.weight"] = shard;
+        lab.write(index, bad.to_string());
+        refused(message);
+    }
+    lab.write(index, "{}");
+    refused("no weight_map");
+    std::fs::remove_file(lab.path(index)).unwrap();
+    lab.write("shards/pytorch_model.bin", "");
+    refused("found pytorch_model.bin, expected model.safetensors: convert it first");
+}
+
+/// Case 32, at the file that somebody sent.
+#[test]
+fn hostile_weights_are_errors() {
+    let lab = Lab::new();
+    changed(&lab, "bert_encoder", "hostile", &[]);
+    let header = |json: &str, body: usize| [&(json.len() as u64).to_le_bytes(), json.as_bytes(), &vec![0; body][..]].concat();
+    let hostile: [Vec<u8>; 7] = [
+        vec![],
+        vec![0xff; 8],
+        [&u64::MAX.to_le_bytes()[..], b"{}"].concat(),
+        header("{\"a\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[0,8]}}", 8),
+        header("{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},\"b\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[4,12]}}", 12),
+        header("{\"a\":{\"dtype\":\"F32\",\"shape\":[18446744073709551615,2],\"data_offsets\":[0,8]}}", 8),
+        header("{\"embeddings.word_embeddings.weight\":{\"dtype\":\"I8\",\"shape\":[29,16],\"data_offsets\":[0,464]}}", 464),
+    ];
+    for bytes in hostile {
+        lab.write("hostile/model.safetensors", &bytes);
+        let ran = lab.run(&["import", "hostile", "--out", "model"]);
+        assert!(ran.code == 1 && ran.stderr.contains("hostile") && ran.stderr.trim_end().lines().count() == 1, "{}", ran.stderr);
+    }
+}
+
+/// Tensors of an export and of the checkpoint it came from, less those that nothing here has a place for.
+#[test]
+fn an_export_has_the_bits_of_the_checkpoint() {
+    let lab = Lab::new();
+    for name in CHECKPOINTS {
+        imported(&lab, name, &[]);
+        let family = name.split('_').next().unwrap();
+        let dtype = match name {
+            "roberta_regression" => "fp16",
+            "bert_relu" => "bf16",
+            _ => "fp32",
+        };
+        let out = format!("{name}-out");
+        let said = lab.ok(&["export", name, "--out", &out, "--as", family, "--dtype", dtype]).stdout;
+        assert!(!said.contains("trust_remote_code"), "{said}");
+        let found = tensors(&lab.path(&out).join("model.safetensors"));
+        let shards = snapshot(&fixture(name)).into_iter().map(|(path, _)| path);
+        let shards = shards.filter(|p| p.extension().is_some_and(|e| e == "safetensors") && !p.ends_with("expected.safetensors"));
+        let mut expected: Vec<(String, Tensor)> = shards.flat_map(|path| tensors(&path)).collect();
+        let dropped = ["seq_relationship", "decoder", "position_ids"];
+        let pooler = name != "bert_classifier";
+        expected.retain(|(name, _)| !dropped.iter().any(|d| name.contains(d)) && !(pooler && name.contains("pooler")));
+        expected
+            .iter_mut()
+            .for_each(|(name, _)| *name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"));
+        expected.sort_by(|a, b| a.0.cmp(&b.0));
+        let names = |tensors: &[(String, Tensor)]| tensors.iter().map(|(n, _)| n.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&found), names(&expected), "{name}");
+        for ((tensor, a), (_, b)) in found.iter().zip(&expected) {
+            assert!(a.kind() == b.kind() && a.equal(b), "{name}: {tensor}");
+        }
+        let (ours, theirs) = (lab.json(&format!("{out}/config.json")), fixture(name).join("config.json"));
+        let theirs: Value = serde_json::from_str(&std::fs::read_to_string(theirs).unwrap()).unwrap();
+        for key in
+            ["model_type", "vocab_size", "max_position_embeddings", "layer_norm_eps", "pad_token_id", "hidden_act", "type_vocab_size"]
+        {
+            assert_eq!(ours[key], theirs[key], "{name}: {key}");
+        }
+    }
+    let labels = lab.json("roberta_classifier-out/config.json");
+    assert_eq!((&labels["id2label"]["1"], &labels["label2id"]["glad"]), (&json!("calm"), &json!(2)));
+}
+
+/// The weights of a run, out and in again.
+#[test]
+fn a_linformer_goes_out_and_comes_back_bit_for_bit() {
+    let lab = Lab::new();
+    let model = json!({"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "norm": "pre",
+        "attention": {"k": [[3, 5], [4, 4]], "sharing": "none"}});
+    lab.config("c.json", &[("model", model)]);
+    lab.ok(&["pretrain", "c.json", "--quiet"]);
+    let said = lab.ok(&["export", "run", "--out", "hf"]).stdout;
+    assert!(said.contains("LinformerForMaskedLM") && said.contains("trust_remote_code"), "{said}");
+    assert!(lab.read("hf/modeling_linformer.py").contains("class LinformerForMaskedLM"));
+    lab.ok(&["import", "hf", "--out", "back"]);
+    let weights =
+        |folder: &str, step: &str| std::fs::read(lab.path(folder).join(format!("checkpoints/step-{step}/model.safetensors"))).unwrap();
+    assert!(weights("run", "00000006") == weights("back", "00000000"));
+    assert_eq!(lab.json("back/config.json")["model"]["attention"], lab.json("run/config.json")["model"]["attention"]);
+    assert_eq!(lab.read("back/tokenizer.json"), lab.read("run/tokenizer.json"));
+    lab.ok(&["export", "back", "--out", "hf2"]);
+    for name in ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "modeling_linformer.py"] {
+        assert!(lab.read_bytes(&format!("hf/{name}")) == lab.read_bytes(&format!("hf2/{name}")), "{name}");
+    }
+    // The card says what the run's own files say.
+    let (card, summary) = (lab.read("hf/README.md"), lab.json("run/summary.json"));
+    let perplexity = format!("| validation perplexity | {:.4} |", summary["perplexity"].as_f64().unwrap());
+    for line in [
+        perplexity.as_str(),
+        "| projected dimension k | 3..5 |",
+        "| seed | 0 |",
+        "| steps | 6 (checkpoint), 6 in all |",
+        "pipeline_tag: fill-mask",
+    ] {
+        assert!(card.contains(line), "no \"{line}\" in\n{card}");
+    }
+    let before = snapshot(&lab.path("hf"));
+    let ran = lab.run(&["export", "run", "--out", "hf"]);
+    assert!(ran.code == 1 && ran.stderr.contains("is here already") && snapshot(&lab.path("hf")) == before, "{}", ran.stderr);
+}
+
+#[test]
+fn an_imported_model_predicts_is_fine_tuned_and_trained_on() {
+    let lab = Lab::new();
+    imported(&lab, "roberta_classifier", &[]);
+    lab.write("lines.txt", "the ship sailed\nit was cold but calm\n");
+    let said = lab.ok(&["predict", "roberta_classifier", "lines.txt", "--format", "jsonl"]).stdout;
+    let rows: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(rows.len() == 2 && rows[0]["probabilities"]["glad"].is_number(), "{said}");
+
+    imported(&lab, "bert_encoder", &[]);
+    lab.write("train.tsv", common::task_rows(16));
+    lab.write("dev.tsv", common::task_rows(8));
+    let task = json!({"name": "own", "train": "train.tsv", "dev": "dev.tsv", "text": "text", "label": "label", "labels": ["0", "1"]});
+    let train = json!({"max_steps": 2, "batch_size": 4, "warmup_steps": 0, "learning_rate": 1e-3, "log_every": 1});
+    let config =
+        json!({"data": {"task": task, "sequence_length": 12}, "train": train, "run": {"init_from": "bert_encoder", "dir": "tuned"}});
+    lab.write("f.json", config.to_string());
+    lab.ok(&["finetune", "f.json", "--quiet"]);
+    lab.ok(&["export", "tuned", "--out", "tuned-hf"]);
+    assert_eq!(lab.json("tuned-hf/config.json")["id2label"], json!({"0": "0", "1": "1"}));
+
+    let config = json!({"data": {"corpus": "text", "sequence_length": 12, "cache_dir": "cache", "validation_fraction": 0.2}, "train": train,
+        "run": {"init_from": "bert_encoder", "dir": "on"}});
+    lab.write("p.json", config.to_string());
+    let said = lab.ok(&["pretrain", "p.json", "--quiet"]).stderr;
+    assert!(said.contains("bert_encoder has no masked-LM head: it starts from random weights"), "{said}");
+}
+
+/// The start of a model of its own, made a Linformer: everything but E and F is as it was.
+#[test]
+fn full_attention_becomes_a_linformer() {
+    let lab = Lab::new();
+    imported(&lab, "roberta_mlm", &[]);
+    let words = "the ship sailed at dawn and a letter came from her sister who praised the garden in winter it was cold but calm ";
+    lab.write("words.txt", words.repeat(40));
+    let full = tensors(&lab.path("roberta_mlm/checkpoints/step-00000000/model.safetensors"));
+    let make = |out: &str, more: &[&str]| {
+        let source = fixture("roberta_mlm");
+        let args = ["import", text(&source), "--out", out, "--projected-dimension", "4"];
+        lab.ok(&[&args[..], more].concat());
+        let weights = tensors(&lab.path(out).join("checkpoints/step-00000000/model.safetensors"));
+        for (name, tensor) in &full {
+            assert!(named(&weights, name).unwrap().equal(tensor), "{out}: {name}");
+        }
+        weights
+    };
+    let weights = make("jl", &["--projection-init", "jl", "--sharing", "none"]);
+    let e = named(&weights, "roberta.encoder.layer.1.attention.self.value_projection").unwrap();
+    assert_eq!(e.size(), [2, 4, 12]);
+    let variance = e.square().mean(Kind::Float).double_value(&[]);
+    assert!((variance - 0.25).abs() < 5.0 * 0.25 * (2.0 / 96.0f64).sqrt(), "{variance}");
+    assert_eq!(weights.len(), full.len() + 4);
+    for sharing in ["headwise", "key_value", "layerwise", "none"] {
+        let out = format!("fit-{sharing}");
+        make(&out, &["--text", "words.txt", "--sharing", sharing, "--fit-steps", "60", "--fit-sequences", "48"]);
+        let fit = lab.json(&format!("{out}/import.json"))["fit"].clone();
+        let sum = |key: &str| fit.as_array().unwrap().iter().map(|layer| layer[key].as_f64().unwrap()).sum::<f64>();
+        assert!(sum("fitted") < 0.9 * sum("mean_pool"), "{sharing}: {fit}");
+    }
+    let ran = lab.run(&["import", text(&fixture("roberta_mlm")), "--out", "x", "--projected-dimension", "4"]);
+    assert!(ran.code == 1 && ran.stderr.contains("needs --text FILE"), "{}", ran.stderr);
+    let ran = lab.run(&["import", text(&fixture("roberta_mlm")), "--out", "x", "--projected-dimension", "40", "--projection-init", "jl"]);
+    assert!(ran.code == 1 && ran.stderr.contains("found 40, expected 1 to n = 12"), "{}", ran.stderr);
+    lab.write("short.txt", "the ship");
+    let ran = lab.run(&["import", text(&fixture("roberta_mlm")), "--out", "x", "--projected-dimension", "4", "--text", "short.txt"]);
+    assert!(ran.code == 1 && ran.stderr.contains("give a longer text"), "{}", ran.stderr);
+}
+
+/// A tokenizer that puts nothing around a text, or BERT's single separator between two, would feed the model something else.
+#[test]
+fn the_exported_tokenizer_makes_the_layout_that_the_model_was_trained_on() {
+    let lab = Lab::new();
+    imported(&lab, "bert_encoder", &[]);
+    let rows: String = (0..16).map(|i| format!("the ship\tit was cold\t{}\n", i % 2)).collect();
+    lab.write("pairs.tsv", format!("a\tb\tlabel\n{rows}"));
+    let task = json!({"name": "own", "train": "pairs.tsv", "dev": "pairs.tsv", "text": "a", "text_pair": "b", "label": "label", "labels": ["0", "1"]});
+    let train = json!({"max_steps": 1, "batch_size": 4, "warmup_steps": 0, "log_every": 1});
+    let config =
+        json!({"data": {"task": task, "sequence_length": 12}, "train": train, "run": {"init_from": "bert_encoder", "dir": "pairs"}});
+    lab.write("f.json", config.to_string());
+    lab.ok(&["finetune", "f.json", "--quiet"]);
+    lab.ok(&["export", "pairs", "--out", "pairs-hf"]);
+    let tokenizer = tokenizers::Tokenizer::from_file(lab.path("pairs-hf/tokenizer.json")).unwrap();
+    let tokens = tokenizer.encode(("the ship", "it was"), true).unwrap().get_tokens().to_vec();
+    assert_eq!(tokens, ["[CLS]", "the", "ship", "[SEP]", "[SEP]", "it", "was", "[SEP]"]);
+
+    changed(&lab, "roberta_mlm", "bare", &[]);
+    let mut json = lab.json("bare/tokenizer.json");
+    json["post_processor"] = Value::Null;
+    lab.write("bare/tokenizer.json", json.to_string());
+    lab.ok(&["import", "bare", "--out", "bare-model"]);
+    lab.ok(&["export", "bare-model", "--out", "bare-hf"]);
+    let tokenizer = tokenizers::Tokenizer::from_file(lab.path("bare-hf/tokenizer.json")).unwrap();
+    assert_eq!(tokenizer.encode("the ship", true).unwrap().get_tokens(), ["<s>", "the", "ship", "</s>"]);
+}
+
+#[test]
+fn exports_carry_the_format_of_pytorch() {
+    let lab = Lab::new();
+    imported(&lab, "roberta_mlm", &[]);
+    lab.ok(&["export", "roberta_mlm", "--out", "out"]);
+    let bytes = lab.read_bytes("out/model.safetensors");
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    assert_eq!(header["__metadata__"], json!({"format": "pt"}));
+    WeightsFile::open(&lab.path("out/model.safetensors")).unwrap();
+}
+
+/// Every command of docs/huggingface.md, in its order, on files of the names that it uses.
+#[test]
+fn the_commands_of_the_docs_run() {
+    let lab = Lab::new();
+    docs::prepare(&lab);
+    docs::run(&lab);
+    assert!(lab.path("out/on/modeling_linformer.py").exists() && !lab.path("out/tuned/modeling_linformer.py").exists());
+    assert_eq!(lab.json("out/on/config.json")["torch_dtype"], "bfloat16");
+}
