@@ -130,7 +130,7 @@ fn submissions_have_glues_names_and_headers() {
         assert!(rows.iter().all(|r| ["neutral", "entailment", "contradiction"].contains(&r.1)), "{name}: {rows:?}");
     }
     let ran = lab.run(&["predict", "run", "--task", "rte"]);
-    assert!(ran.code == 1 && ran.stderr.contains("--task rte: its labels or texts are not those of mnli"), "{}", ran.stderr);
+    assert!(ran.code == 1 && ran.stderr.contains("task rte: its labels or texts are not those of mnli"), "{}", ran.stderr);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 mod doctor;
 mod fetch;
+mod serve;
 
 use crate::config::sweep::Sweep;
 use crate::config::{load, Config, Origins, Precision};
@@ -12,10 +13,10 @@ use crate::data::prepare::{open_verified, prepare, prepared_folder};
 use crate::experiments::efficiency::Efficiency;
 use crate::experiments::info::{describe, Speed};
 use crate::experiments::report::Report;
-use crate::experiments::{self, predict, Finished, Start};
+use crate::experiments::{self, Finished, Start};
 use crate::table::align;
 use crate::train::interrupt::Interrupt;
-use crate::train::run::{run_of, Resume};
+use crate::train::run::Resume;
 use anyhow::{bail, Context, Result};
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
@@ -50,35 +51,14 @@ enum Command {
         /// Keys to set in every run, such as train.max_steps=100
         overrides: Vec<String>,
     },
-    /// Predict with a fine-tuned run: GLUE's submission files of its test split, or a file's rows or lines
-    Predict {
-        /// A run's folder (its best checkpoint), or one of its checkpoints
-        run: PathBuf,
-        /// TSV, CSV, JSON lines, parquet, plain lines, or - for standard input [default: the task's test split]
-        file: Option<PathBuf>,
-        /// What is written for a file
-        #[arg(long, value_enum, default_value = "tsv")]
-        format: predict::Format,
-        /// Without FILE: where the submission files go [default: the run's folder, submission]
-        #[arg(long, conflicts_with = "file")]
-        out: Option<PathBuf>,
-        /// Without FILE: another task with the same labels, such as ax for mnli
-        #[arg(long, conflicts_with = "file")]
-        task: Option<String>,
-        /// Keys to set, such as data.task_dir=glue
-        #[arg(long = "set", value_name = "KEY=VALUE")]
-        overrides: Vec<String>,
-    },
-    /// Metrics of a fine-tuned run on its scored splits, as JSON
-    Evaluate {
-        /// A run's folder (its best checkpoint), or one of its checkpoints
-        run: PathBuf,
-        /// Keys to set, such as data.task_dir=glue
-        overrides: Vec<String>,
-        /// Score the training rows instead
-        #[arg(long)]
-        train: bool,
-    },
+    /// Labels for a file's rows or lines with a fine-tuned model, or GLUE's submission files of its test split
+    Predict(serve::PredictArgs),
+    /// Guess the tokens behind <mask> with a pretrained model
+    FillMask(serve::FillMaskArgs),
+    /// Texts to vectors, in a safetensors or npy file
+    Embed(serve::EmbedArgs),
+    /// Metrics of a fine-tuned model on a task's scored splits, as JSON
+    Evaluate(serve::EvaluateArgs),
     /// Look for the module where a run's numbers stopped being finite
     Replay {
         /// nonfinite-STEP.json in a run's folder
@@ -225,25 +205,10 @@ fn run(command: Command) -> Result<Finished> {
             Ok(Finished::Done(Value::Null))
         }
         Command::Efficiency { config, overrides, cell } => efficiency(&config, &overrides, cell.as_deref()),
-        Command::Predict { run, file, format, out: folder, task, overrides } => {
-            let (model, folder) = (fine_tuned(&run, &overrides)?, folder.unwrap_or_else(|| run_of(&run).join("submission")));
-            match file {
-                Some(file) => model.predict(&file, format, &mut std::io::stdout().lock())?,
-                None => {
-                    for path in model.submit(task.as_deref(), &folder)? {
-                        out(&format!("{}\n", path.display()))?;
-                    }
-                }
-            }
-            Ok(Finished::Done(Value::Null))
-        }
-        Command::Evaluate { run, overrides, train } => {
-            match fine_tuned(&run, &overrides)?.evaluate(train, &Interrupt::default())? {
-                Some(report) => out(&(serde_json::to_string_pretty(&report)? + "\n"))?,
-                None => bail!("interrupted"),
-            }
-            Ok(Finished::Done(Value::Null))
-        }
+        Command::Predict(args) => done(serve::predict(args)),
+        Command::FillMask(args) => done(serve::fill_mask(args)),
+        Command::Embed(args) => done(serve::embed(args)),
+        Command::Evaluate(args) => done(serve::evaluate(args)),
         Command::Report { dirs, out } => report(&dirs, out),
         Command::Info { config, overrides, mfu, peak_tflops } => info(&config, &overrides, mfu, peak_tflops),
         Command::Data(command) => data(command),
@@ -251,14 +216,9 @@ fn run(command: Command) -> Result<Finished> {
     }
 }
 
-/// A fine-tuned model, under its run's config with some keys set anew.
-fn fine_tuned(run: &Path, overrides: &[String]) -> Result<predict::Model> {
-    let file = run_of(run).join("config.json");
-    if !file.exists() {
-        bail!("{}: no such run; expected the folder of a run or of one of its checkpoints", run.display());
-    }
-    let (config, origins) = load::load(&file, overrides)?;
-    predict::Model::open(run, config, &origins)
+/// Of a command that has no summary.
+fn done(result: Result<()>) -> Result<Finished> {
+    result.map(|()| Finished::Done(Value::Null))
 }
 
 fn train(args: RunArgs, finetune: bool) -> Result<Finished> {

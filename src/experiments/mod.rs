@@ -1,9 +1,11 @@
 //! One file per thing that the paper did: [`pretrain`] (Figure 3), [`finetune`] (Table 2), [`sweep`] (both, over a grid), [`efficiency`] (Table 3),
-//! [`report`] (their tables and curves); [`predict`] uses and scores a fine-tuned model ([`classifier`]); [`show`] prints what a model sees,
+//! [`report`] (their tables and curves); [`predict`] uses and scores a fine-tuned model ([`classifier`]), [`fill_mask`] and [`embed`] any model, on [`texts`]; [`show`] prints what a model sees,
 //! [`replay`] looks into a run that went wrong, [`info`] says what a config comes to before it runs, [`setup`] is what all share.
 
 pub mod classifier;
 pub mod efficiency;
+pub mod embed;
+pub mod fill_mask;
 pub mod finetune;
 pub mod info;
 pub mod paper;
@@ -14,6 +16,7 @@ pub mod report;
 pub mod setup;
 pub mod show;
 pub mod sweep;
+pub mod texts;
 
 use crate::config::{Config, Origins};
 use crate::native::panics::catch;
