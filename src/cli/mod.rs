@@ -2,9 +2,12 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted with a checkpoint written.
 
+mod config;
 mod doctor;
 mod fetch;
+mod runs;
 mod serve;
+mod shell;
 
 use crate::config::sweep::Sweep;
 use crate::config::{load, Config, Origins, Precision};
@@ -27,11 +30,25 @@ use std::process::ExitCode;
 
 const INTERRUPTED: u8 = 130;
 
+const AFTER_HELP: &str = "Examples:
+  linformer pretrain experiments/demo/pretrain.json model.attention.k=16 run.dir=runs/k16
+  linformer fill-mask runs/k16 'It is a truth universally <mask>.'
+  linformer list
+
+Results go to standard output, everything else to standard error. NO_COLOR=1 turns colours off.
+
+Exit codes:
+  0    done
+  1    failed; one line on standard error says where, what was found, and what to do
+  2    wrong usage, or a config that was refused
+  130  interrupted, with a checkpoint written: go on with --resume auto";
+
 #[derive(Parser)]
 #[command(
     name = "linformer",
     version,
-    about = "Reproduce the Linformer paper: masked-LM pretraining, fine-tuning, and sweeps over the projected dimension k"
+    about = "Reproduce the Linformer paper: masked-LM pretraining, fine-tuning, and sweeps over the projected dimension k",
+    after_help = AFTER_HELP
 )]
 struct Cli {
     #[command(subcommand)]
@@ -41,10 +58,21 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Pretrain a masked language model
+    #[command(after_help = "Examples:
+  linformer pretrain mine.json --dry-run                    # builds everything, makes two steps, keeps nothing
+  linformer pretrain mine.json model.attention.k=16 run.dir=runs/k16
+  linformer pretrain mine.json --resume auto                # begins, or goes on with what is there
+  linformer pretrain mine.json run.dir=runs/b train.learning_rate=1e-4 --fork runs/a/checkpoints/step-00001000")]
     Pretrain(RunArgs),
     /// Fine-tune on a task
+    #[command(after_help = "Examples:
+  linformer finetune fine.json run.init_from=runs/k16
+  linformer finetune experiments/demo/finetune.json data.task=period run.init_from=runs/k16 train.seed=1 run.dir=runs/period-1")]
     Finetune(RunArgs),
     /// Run every config of a sweep file, skipping what is done
+    #[command(after_help = "Examples:
+  linformer sweep experiments/small/k-sweep.json
+  linformer sweep my-sweep.json train.max_steps=200         # a trial; start it again to go on after an interruption")]
     Sweep {
         /// Sweep file (JSON)
         file: PathBuf,
@@ -60,6 +88,9 @@ enum Command {
     /// Metrics of a fine-tuned model on a task's scored splits, as JSON
     Evaluate(serve::EvaluateArgs),
     /// Look for the module where a run's numbers stopped being finite
+    #[command(after_help = "Examples:
+  linformer replay runs/mine/nonfinite-00000120.json
+  linformer replay runs/mine/nonfinite-00000120.json --precision fp32")]
     Replay {
         /// nonfinite-STEP.json in a run's folder
         incident: PathBuf,
@@ -68,6 +99,9 @@ enum Command {
         precision: Option<Precision>,
     },
     /// Tables, plots and report.html from finished runs
+    #[command(after_help = "Examples:
+  linformer report runs/mine                                # table, plots and report.html in runs/mine
+  linformer report runs/pretrain runs/finetune --out report")]
     Report {
         /// Folders with runs in them
         #[arg(required = true)]
@@ -77,6 +111,8 @@ enum Command {
         out: Option<PathBuf>,
     },
     /// Time and memory against the sequence length (paper, Table 3)
+    #[command(after_help = "Examples:
+  linformer efficiency experiments/small/efficiency.json")]
     Efficiency {
         /// Config (JSON)
         config: PathBuf,
@@ -86,6 +122,9 @@ enum Command {
         cell: Option<String>,
     },
     /// Every number that follows from a config, before anything runs
+    #[command(after_help = "Examples:
+  linformer info experiments/small/base.json model.attention.k=64
+  linformer info mine.json --mfu 0.4 --peak-tflops 312      # the time on another device")]
     Info {
         /// Config (JSON)
         config: PathBuf,
@@ -100,21 +139,50 @@ enum Command {
     /// Corpora and tasks
     #[command(subcommand)]
     Data(DataCommand),
+    /// What a config comes to, and the schema of its files
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Runs in a table: kind, status, step, k, score, speed
+    List(runs::ListArgs),
+    /// Where runs differ: keys and results side by side
+    Compare(runs::CompareArgs),
+    /// The curves that TensorBoard shows, as CSV
+    TensorboardExport(runs::ExportArgs),
     /// What this machine has, and a remedy for what it lacks
-    Doctor,
+    #[command(after_help = "Examples:\n  linformer doctor\n  linformer doctor --json")]
+    Doctor {
+        /// As JSON, for scripts
+        #[arg(long)]
+        json: bool,
+    },
+    /// A script that completes commands and flags in your shell
+    Completions(shell::CompletionsArgs),
+    /// The manual's pages
+    Man(shell::ManArgs),
 }
 
 #[derive(Subcommand)]
 enum DataCommand {
     /// Tokenize the corpus of a config
+    #[command(after_help = "Examples:
+  linformer data prepare experiments/demo/pretrain.json")]
     Prepare { config: PathBuf, overrides: Vec<String> },
     /// What there is to learn from, and whether it is here
+    #[command(after_help = "Examples:
+  linformer data list
+  linformer data list --json")]
     List(fetch::ListArgs),
     /// Bring public data: checked, unpacked safely, whole or absent
+    #[command(after_help = "Examples:
+  linformer data fetch sst2 rte")]
     Fetch(fetch::FetchArgs),
     /// Compare every byte of a prepared corpus with its hashes
+    #[command(after_help = "Examples:
+  linformer data verify experiments/demo/pretrain.json")]
     Verify { config: PathBuf, overrides: Vec<String> },
     /// Print the first examples of a config as the model sees them: tokens, ids, mask, label
+    #[command(after_help = "Examples:
+  linformer data show experiments/demo/pretrain.json -n 1")]
     Show {
         config: PathBuf,
         overrides: Vec<String>,
@@ -122,6 +190,8 @@ enum DataCommand {
         count: usize,
     },
     /// Derive the two embedded tasks from the corpus of a pretraining config, split by its held-out documents
+    #[command(after_help = "Examples:
+  linformer data derive experiments/demo/pretrain.json runs/demo/tasks --words 18")]
     Derive {
         config: PathBuf,
         /// Folder for the tasks
@@ -187,7 +257,9 @@ fn one_line(error: &anyhow::Error) -> String {
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|e| e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe))
+    let is = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
+    let in_csv = |e: &csv::Error| matches!(e.kind(), csv::ErrorKind::Io(e) if is(e));
+    error.chain().any(|e| e.downcast_ref().is_some_and(is) || e.downcast_ref().is_some_and(in_csv))
 }
 
 fn run(command: Command) -> Result<Finished> {
@@ -212,7 +284,13 @@ fn run(command: Command) -> Result<Finished> {
         Command::Report { dirs, out } => report(&dirs, out),
         Command::Info { config, overrides, mfu, peak_tflops } => info(&config, &overrides, mfu, peak_tflops),
         Command::Data(command) => data(command),
-        Command::Doctor => doctor::run(),
+        Command::Config(command) => done(config::run(command)),
+        Command::List(args) => done(runs::list(args)),
+        Command::Compare(args) => done(runs::compare(args)),
+        Command::TensorboardExport(args) => done(runs::export(&args)),
+        Command::Doctor { json } => done(doctor::run(json)),
+        Command::Completions(args) => done(shell::completions(&args)),
+        Command::Man(args) => done(shell::man(&args)),
     }
 }
 
@@ -382,4 +460,61 @@ fn say(line: &str) {
 fn out(text: &str) -> Result<()> {
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(std::io::stdout().flush()?)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    /// Words of a line as a shell has them: quotes group, a # begins a comment, |, < and > end the command.
+    fn words(line: &str) -> Vec<String> {
+        let (mut words, mut word, mut quote, mut open) = (Vec::new(), String::new(), None, false);
+        for c in line.chars() {
+            match (quote, c) {
+                (Some(q), c) if c == q => quote = None,
+                (None, '\'' | '"') => (quote, open) = (Some(c), true),
+                (None, ' ') => {
+                    if open {
+                        words.push(std::mem::take(&mut word));
+                    }
+                    open = false;
+                }
+                (None, '|' | '<' | '>' | '#') if !open => return words,
+                (_, c) => {
+                    word.push(c);
+                    open = true;
+                }
+            }
+        }
+        if open {
+            words.push(word);
+        }
+        words
+    }
+
+    fn check(command: &clap::Command) {
+        let inner: Vec<_> = command.get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help").collect();
+        inner.iter().for_each(|c| check(c));
+        assert!(command.get_about().is_some(), "{}: no description", command.get_name());
+        if !inner.is_empty() && command.get_name() != "linformer" {
+            return;
+        }
+        let help = command.get_after_help().unwrap_or_else(|| panic!("{}: no examples", command.get_name())).to_string();
+        let lines = help.lines().map(|l| l.rsplit_once("| linformer").map_or(l.trim().to_string(), |(_, end)| format!("linformer{end}")));
+        let examples: Vec<String> = lines.filter(|l| l.starts_with("linformer ")).collect();
+        assert!(!examples.is_empty(), "{}: no examples", command.get_name());
+        for example in examples {
+            if let Err(error) = Cli::try_parse_from(words(&example)) {
+                panic!("{example}\n{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_command_has_examples_and_they_parse() {
+        check(&Cli::command());
+        Cli::command().debug_assert();
+    }
 }

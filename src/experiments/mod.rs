@@ -1,8 +1,9 @@
 //! One file per thing that the paper did: [`pretrain`] (Figure 3), [`finetune`] (Table 2), [`sweep`] (both, over a grid), [`efficiency`] (Table 3),
 //! [`report`] (their tables and curves); [`predict`] uses and scores a fine-tuned model ([`classifier`]), [`fill_mask`] and [`embed`] any model, on [`texts`]; [`show`] prints what a model sees,
-//! [`replay`] looks into a run that went wrong, [`info`] says what a config comes to before it runs, [`setup`] is what all share.
+//! [`replay`] looks into a run that went wrong, [`runs`] lists and compares ([`curves`] as CSV), [`info`] says what a config comes to before it runs, [`setup`] is what all share.
 
 pub mod classifier;
+pub mod curves;
 pub mod efficiency;
 pub mod embed;
 pub mod fill_mask;
@@ -13,6 +14,7 @@ pub mod predict;
 pub mod pretrain;
 pub mod replay;
 pub mod report;
+pub mod runs;
 pub mod setup;
 pub mod show;
 pub mod sweep;
