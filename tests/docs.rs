@@ -2,7 +2,7 @@
 //! the order in which a page has them, in a folder with the repository's `data/` and `experiments/`.
 //!
 //! Runs are made short by keys that the test adds. What needs the network, another program, or a placeholder such as
-//! `CONFIG` is not run; its command and its flags have to exist.
+//! `CONFIG` is not run; its command and its flags, or the Makefile's target, have to exist.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -12,8 +12,7 @@ use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Programs of others; `make`'s targets are looked for in the Makefile.
-const OTHERS: [&str; 12] = ["make", "pip", "tensorboard", "python", "python3", "mkdir", "cp", "jq", "cargo", "git", "import", "from"];
+/// Keys that make a run short.
 const SHORT: [&str; 10] = [
     "train.max_steps=2",
     "train.warmup_steps=1",
@@ -29,14 +28,14 @@ const SHORT: [&str; 10] = [
 
 struct Block {
     language: String,
-    /// The last line of text before it.
+    /// The paragraph before it.
     before: String,
     lines: Vec<String>,
 }
 
 fn blocks(page: &str) -> Vec<Block> {
     let text = std::fs::read_to_string(root().join(page)).unwrap_or_else(|e| panic!("{page}: {e}"));
-    let (mut blocks, mut open, mut before): (Vec<Block>, Option<Block>, String) = (Vec::new(), None, String::new());
+    let (mut blocks, mut open, mut before, mut ended): (Vec<Block>, Option<Block>, String, bool) = (Vec::new(), None, String::new(), false);
     for line in text.lines() {
         match (line.strip_prefix("```"), open.take()) {
             (Some(_), Some(block)) => blocks.push(block),
@@ -47,8 +46,9 @@ fn blocks(page: &str) -> Vec<Block> {
                 block.lines.push(line.into());
                 open = Some(block);
             }
-            (None, None) if line.trim().is_empty() => {}
-            (None, None) => before = format!("{before} {line}").chars().rev().take(400).collect::<Vec<_>>().into_iter().rev().collect(),
+            (None, None) if line.trim().is_empty() => ended = true,
+            (None, None) if std::mem::take(&mut ended) => before = line.into(),
+            (None, None) => before = format!("{before} {line}"),
         }
     }
     blocks
@@ -64,7 +64,12 @@ fn desk() -> Lab {
     for name in ["data", "experiments"] {
         std::os::unix::fs::symlink(root().join(name), lab.path(name)).unwrap();
     }
-    for i in 0..12 {
+    // The demo's corpus is prepared once for all pages.
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("docs-cache");
+    std::fs::create_dir_all(&cache).unwrap();
+    std::fs::create_dir_all(lab.path("runs/demo")).unwrap();
+    std::os::unix::fs::symlink(cache, lab.path("runs/demo/cache")).unwrap();
+    for i in 0..90 {
         lab.write(&format!("my-texts/{i}.txt"), common::prose(i));
     }
     lab.write("train.tsv", common::task_rows(30));
@@ -75,10 +80,10 @@ fn desk() -> Lab {
     lab
 }
 
-/// The name that a text gives to the config below it: the last `NAME.json` in it.
+/// The name that a paragraph gives to the config below it: the first `NAME.json` in it.
 fn name_of(before: &str) -> Option<&str> {
-    let quoted = before.split('`').skip(1).step_by(2);
-    quoted.filter(|q| q.ends_with(".json") && !q.contains('/') && !q.contains(' ')).last()
+    let mut quoted = before.split('`').skip(1).step_by(2);
+    quoted.find(|q| q.ends_with(".json") && !q.contains('/') && !q.contains(' '))
 }
 
 /// A config, sweep, or task description in a block is taken by the program.

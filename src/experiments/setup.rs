@@ -235,6 +235,10 @@ fn about(name: &str, config: &Config, parameters: &Parameters) -> Result<About> 
     let mut settings = flatten(&resolved);
     // Where a run is and how often it is looked at are no settings of an experiment.
     settings.retain(|key, _| !MAY_CHANGE.contains(&key.as_str()) || key == "train.max_steps");
+    if config.model.attention.kind == AttentionKind::Full {
+        // A k that nothing uses would look like one.
+        settings.retain(|key, _| !key.starts_with("model.attention.") || key == "model.attention.kind" || key == "model.attention.backend");
+    }
     let card: String = flatten(&model_summary(&config.model, parameters))
         .into_iter()
         .map(|(key, value)| format!("| {key} | {} |\n", value.as_str().map_or_else(|| value.to_string(), str::to_string)))
