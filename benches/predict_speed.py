@@ -17,7 +17,7 @@ import time
 import numpy
 import torch
 import transformers
-from transformers import AddedToken, PreTrainedTokenizerFast, RobertaConfig, pipeline
+from transformers import PreTrainedTokenizerFast, RobertaConfig, pipeline
 from safetensors.torch import load_file
 
 BIN = str(pathlib.Path(__file__).resolve().parent.parent / "target/release/linformer")
@@ -43,11 +43,21 @@ def load(run: pathlib.Path, kind, labels=None):
     weights = load_file(best_checkpoint(run) / "model.safetensors")
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected and all("decoder" in m or "position_ids" in m for m in missing), (missing, unexpected)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(run / "tokenizer.json"), bos_token="<s>", cls_token="<s>", eos_token="</s>",
-                                        sep_token="</s>", pad_token="<pad>", unk_token="<unk>", mask_token=AddedToken("<mask>", lstrip=True),
-                                        model_max_length=ours["max_position_embeddings"] - ours["pad_token_id"] - 1,
-                                        model_input_names=["input_ids", "attention_mask"])
+    # As RoBERTa's: the mask stands for a word with the space before it.
+    ours_json = json.loads((run / "tokenizer.json").read_text())
+    next(t for t in ours_json["added_tokens"] if t["content"] == "<mask>")["lstrip"] = True
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        file.write(json.dumps(ours_json))
+        file.flush()
+        tokenizer = fast_tokenizer(file.name, ours)
     return model, tokenizer, config
+
+
+def fast_tokenizer(path: str, ours: dict):
+    return PreTrainedTokenizerFast(tokenizer_file=path, bos_token="<s>", cls_token="<s>", eos_token="</s>",
+                                   sep_token="</s>", pad_token="<pad>", unk_token="<unk>", mask_token="<mask>",
+                                   model_max_length=ours["max_position_embeddings"] - ours["pad_token_id"] - 1,
+                                   model_input_names=["input_ids", "attention_mask"])
 
 
 def linformer(*arguments, text=None):

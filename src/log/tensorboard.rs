@@ -157,6 +157,16 @@ mod tests {
     }
 
     #[test]
+    fn a_number_that_is_none_is_a_gap() {
+        let folder = tempfile::tempdir().unwrap();
+        let line: Map<String, Value> = serde_json::from_str(r#"{"step":3,"split":"train","time":5.0,"loss":null,"lr":0.5}"#).unwrap();
+        EventFile::create(folder.path(), &About::default(), &[line], &[]).unwrap();
+        let file = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
+        let text = String::from_utf8_lossy(&std::fs::read(file).unwrap()).into_owned();
+        assert!(text.contains("optim/lr") && !text.contains("train/loss"));
+    }
+
+    #[test]
     fn a_new_file_replaces_the_old_and_holds_its_lines() {
         let folder = tempfile::tempdir().unwrap();
         let line: Map<String, Value> = serde_json::from_str(r#"{"step":3,"split":"train","time":5.0,"loss":1.5}"#).unwrap();
