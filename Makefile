@@ -4,7 +4,7 @@ CARGO ?= cargo
 BIN := target/release/linformer
 LIBTORCH_KIND := $(if $(CUDA),cuda)
 
-.PHONY: help setup build demo demo-smoke results-small report-results test test-slow test-kill test-crash test-faults test-long test-fetch test-transformers fuzz check bench bench-compare gpu-check clean
+.PHONY: help setup build demo demo-smoke results-small report-results test test-slow test-kill test-crash test-faults test-long test-fetch test-transformers fuzz check bench bench-compare gpu-check install uninstall dist dist-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -83,6 +83,26 @@ bench-compare: build ## the same for two revisions of ours: REV=... against the 
 gpu-check: build ## doctor and a dry run on the GPU
 	@$(BIN) doctor
 	@$(BIN) pretrain experiments/demo/pretrain.json run.device=cuda --dry-run
+
+PREFIX ?= $(HOME)/.local
+SHARE := bash-completion/completions/linformer zsh/site-functions/_linformer fish/vendor_completions.d/linformer.fish
+
+install: build ## program, libraries, completions and manual pages into PREFIX (~/.local)
+	@scripts/dist.sh "$(PREFIX)/lib/linformer"
+	@mkdir -p "$(PREFIX)/bin" "$(PREFIX)/share/man/man1"
+	@ln -sf ../lib/linformer/bin/linformer "$(PREFIX)/bin/linformer"
+	@for file in $(SHARE); do install -D -m 644 "$(PREFIX)/lib/linformer/share/$$file" "$(PREFIX)/share/$$file"; done
+	@install -m 644 "$(PREFIX)"/lib/linformer/share/man/man1/*.1 "$(PREFIX)/share/man/man1/"
+	@echo "installed: $(PREFIX)/bin/linformer"
+
+uninstall: ## what install put there
+	@rm -rf "$(PREFIX)/lib/linformer" "$(PREFIX)/bin/linformer" "$(PREFIX)"/share/man/man1/linformer*.1 $(SHARE:%="$(PREFIX)/share/%")
+
+dist: build ## a tarball that runs without Rust, Python or a libtorch: dist/linformer-VERSION-x86_64-linux.tar.zst
+	@scripts/dist.sh --archive
+
+dist-check: dist ## the tarball in a bare root (needs root or user namespaces)
+	@scripts/dist_check.sh
 
 clean: ## everything built, but neither libtorch nor runs
 	@$(CARGO) clean

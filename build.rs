@@ -43,6 +43,8 @@ fn main() {
     println!("cargo:rustc-link-search=native={}", lib.display());
     // torch's own copy of the OpenMP runtime: a second one would be a second pool of threads.
     println!("cargo:rustc-link-arg=-l:libgomp.so.1");
+    // A portable folder has bin/ beside lib/ (scripts/dist.sh): its own libraries before those of this build.
+    println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/../lib");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     // Also relative to the program (target/release/), so that the folder may be moved or renamed.
     for up in ["../..", "../../.."] {

@@ -52,7 +52,7 @@ fn outputs(folder: &Path, ids: &Tensor, mask: &Tensor) -> (Tensor, Option<Tensor
     let all = Tensor::arange(ids.numel() as i64, (Kind::Int64, Device::Cpu));
     let logits = match (&classifier, &lm) {
         (Some(head), _) => Some(head.forward(&hidden, &pass).unwrap()),
-        (_, Some(head)) => Some(head.forward(&hidden, &all).view([ids.size()[0], ids.size()[1], -1])),
+        (_, Some(head)) => Some(head.forward(&hidden, &all).unwrap().view([ids.size()[0], ids.size()[1], -1])),
         _ => None,
     };
     (hidden, logits)

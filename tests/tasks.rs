@@ -130,7 +130,7 @@ fn submissions_have_glues_names_and_headers() {
         assert!(rows.iter().all(|r| ["neutral", "entailment", "contradiction"].contains(&r.1)), "{name}: {rows:?}");
     }
     let ran = lab.run(&["predict", "run", "--task", "rte"]);
-    assert!(ran.code == 1 && ran.stderr.contains("--task rte: its labels or texts are not those of mnli"), "{}", ran.stderr);
+    assert!(ran.code == 1 && ran.stderr.contains("task rte: its labels or texts are not those of mnli"), "{}", ran.stderr);
 }
 
 #[test]
@@ -194,4 +194,45 @@ fn odd_rows_and_leaks_are_told_at_the_start_and_in_the_result() {
     let labels = "data.task.labels=[\"bad\",\"good\"]";
     let ran = lab.run(&["finetune", "fine.json", labels, "run.dir=other", "data.on_overlap=stop", "data.on_error=skip"]);
     assert!(ran.code == 1 && ran.stderr.contains("data.on_overlap: ") && !lab.path("other").exists(), "{}", ran.stderr);
+}
+
+/// One pretrained model, two tasks: three outputs for MNLI, one for STS-B; and a task whose metric its predictions do not define.
+#[test]
+fn the_task_decides_the_outputs_and_an_undefined_metric_ends_nothing() {
+    let lab = Lab::new();
+    lab.config("pre.json", &[("run.dir", json!("pre")), ("data.sequence_length", json!(32)), ("train.max_steps", json!(2))]);
+    lab.ok(&["pretrain", "pre.json", "--quiet"]);
+    let nli = |i: usize| format!("A man {i}.\tA cat.\t{}\n", ["neutral", "entailment", "contradiction"][i % 3]);
+    for split in ["train", "dev_matched", "dev_mismatched"] {
+        lab.write(
+            &format!("glue/MNLI/{split}.tsv"),
+            "sentence1\tsentence2\tgold_label\n".to_string() + &(0..9).map(nli).collect::<String>(),
+        );
+    }
+    // Every pair of the scored split is the same one: the model cannot but say one number.
+    let pair = |i: usize, train: bool| format!("A plane {}.\tA bird.\t{}.5\n", if train { i } else { 0 }, i % 5);
+    for (split, train) in [("train", true), ("dev", false)] {
+        let rows: String = (0..10).map(|i| pair(i, train)).collect();
+        lab.write(&format!("glue/STS-B/{split}.tsv"), "sentence1\tsentence2\tscore\n".to_string() + &rows);
+    }
+    for (task, outputs) in [("mnli", 3), ("stsb", 1)] {
+        let config = json!({"data": {"task": task, "task_dir": "glue", "sequence_length": 32, "cache_dir": "cache"}, "run": {"init_from": "pre", "dir": format!("runs/{task}")},
+            "train": {"max_steps": 4, "batch_size": 4, "warmup_steps": 1, "eval_every": 2, "checkpoint_every": 0}});
+        lab.write("t.json", config.to_string());
+        lab.ok(&["finetune", "t.json", "--quiet"]);
+        let folder = std::fs::read_dir(lab.path(&format!("runs/{task}/checkpoints"))).unwrap().next().unwrap().unwrap().path();
+        let weights = std::fs::read(folder.join("model.safetensors")).unwrap();
+        let shape = safetensors::SafeTensors::deserialize(&weights).unwrap().tensor("classifier.out_proj.weight").unwrap().shape().to_vec();
+        assert_eq!(shape, [outputs, 16], "{task}");
+    }
+    let summary = lab.json("runs/stsb/summary.json");
+    assert_eq!(
+        (&summary["metric"], &summary["value"], &summary["constant_prediction"]),
+        (&json!("pearson"), &json!(null), &json!(true)),
+        "{summary}"
+    );
+    let report: Value = serde_json::from_str(&lab.ok(&["evaluate", "runs/stsb"]).stdout).unwrap();
+    assert!(report["splits"]["dev"]["undefined"].as_array().unwrap().contains(&json!("pearson")), "{report}");
+    let text = lab.ok(&["report", "runs/stsb", "--out", "out"]).stdout;
+    assert!(text.contains("One and the same prediction for every row at the end: stsb."), "{text}");
 }

@@ -57,7 +57,7 @@ impl Cases {
         let hidden = encoder.forward(&Input { ids: ids.shallow_clone(), attention_mask: Some(mask.shallow_clone()) }, &pass).unwrap();
         let all = Tensor::arange(ids.numel() as i64, (Kind::Int64, Device::Cpu));
         let logits = classifier.map(|head| head.forward(&hidden, &pass).unwrap());
-        let logits = logits.or_else(|| Some(lm?.forward(&hidden, &all).view([ids.size()[0], ids.size()[1], -1])));
+        let logits = logits.or_else(|| Some(lm?.forward(&hidden, &all).unwrap().view([ids.size()[0], ids.size()[1], -1])));
         let tensors = [("input_ids", Some(ids)), ("attention_mask", Some(mask)), ("hidden", Some(hidden)), ("logits", logits)];
         let file = lab.path(&format!("expected-{}.safetensors", self.0.len()));
         let present: Vec<(String, Tensor)> =

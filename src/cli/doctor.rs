@@ -1,11 +1,10 @@
 //! `linformer doctor`: what was found, and what to do about what was not.
 
 use super::out;
-use crate::experiments::Finished;
 use crate::native::runtime;
 use crate::train::run::cpu_model;
 use anyhow::Result;
-use serde_json::Value;
+use serde_json::json;
 use std::path::Path;
 
 /// One finding.
@@ -16,8 +15,12 @@ struct Finding {
 }
 
 /// Prints all findings.
-pub fn run() -> Result<Finished> {
+pub fn run(json: bool) -> Result<()> {
     let findings = [libtorch(), processor(), bf16(), threads(), cuda(), distributed(), writable("runs"), writable(".")];
+    if json {
+        let rows: Vec<_> = findings.iter().map(|f| json!({"what": f.what, "found": f.found, "remedy": f.remedy})).collect();
+        return out(&(serde_json::to_string_pretty(&rows)? + "\n"));
+    }
     for Finding { what, found, remedy } in findings {
         let mark = if remedy.is_some() { "!" } else { " " };
         out(&format!("{mark} {what:<13} {found}\n"))?;
@@ -25,7 +28,7 @@ pub fn run() -> Result<Finished> {
             out(&format!("  {:<13} -> {remedy}\n", ""))?;
         }
     }
-    Ok(Finished::Done(Value::Null))
+    Ok(())
 }
 
 fn libtorch() -> Finding {

@@ -2,9 +2,13 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted with a checkpoint written.
 
+mod config;
 mod doctor;
 mod exchange;
 mod fetch;
+mod runs;
+mod serve;
+mod shell;
 mod study;
 
 use crate::config::sweep::Sweep;
@@ -15,11 +19,11 @@ use crate::experiments::efficiency::Efficiency;
 use crate::experiments::info::{describe, Speed};
 use crate::experiments::planner::{plan, Cluster};
 use crate::experiments::report::Report;
-use crate::experiments::{self, predict, Finished, Start};
+use crate::experiments::{self, Finished, Start};
 use crate::native::panics;
 use crate::table::align;
 use crate::train::interrupt::Interrupt;
-use crate::train::run::{run_of, Resume};
+use crate::train::run::Resume;
 use anyhow::{bail, Context, Result};
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
@@ -30,11 +34,25 @@ use std::process::ExitCode;
 
 const INTERRUPTED: u8 = 130;
 
+const AFTER_HELP: &str = "Examples:
+  linformer pretrain experiments/demo/pretrain.json model.attention.k=16 run.dir=runs/k16
+  linformer fill-mask runs/k16 'It is a truth universally <mask>.'
+  linformer list
+
+Results go to standard output, everything else to standard error. NO_COLOR=1 turns colours off.
+
+Exit codes:
+  0    done
+  1    failed; one line on standard error says where, what was found, and what to do
+  2    wrong usage, or a config that was refused
+  130  interrupted, with a checkpoint written: go on with --resume auto";
+
 #[derive(Parser)]
 #[command(
     name = "linformer",
     version,
-    about = "Reproduce the Linformer paper: masked-LM pretraining, fine-tuning, and sweeps over the projected dimension k"
+    about = "Reproduce the Linformer paper: masked-LM pretraining, fine-tuning, and sweeps over the projected dimension k",
+    after_help = AFTER_HELP
 )]
 struct Cli {
     #[command(subcommand)]
@@ -44,10 +62,21 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Pretrain a masked language model
+    #[command(after_help = "Examples:
+  linformer pretrain mine.json --dry-run                    # builds everything, makes two steps, keeps nothing
+  linformer pretrain mine.json model.attention.k=16 run.dir=runs/k16
+  linformer pretrain mine.json --resume auto                # begins, or goes on with what is there
+  linformer pretrain mine.json run.dir=runs/b train.learning_rate=1e-4 --fork runs/a/checkpoints/step-00001000")]
     Pretrain(RunArgs),
     /// Fine-tune on a task
+    #[command(after_help = "Examples:
+  linformer finetune fine.json run.init_from=runs/k16
+  linformer finetune experiments/demo/finetune.json data.task=period run.init_from=runs/k16 train.seed=1 run.dir=runs/period-1")]
     Finetune(RunArgs),
     /// Run every config of a sweep file, skipping what is done
+    #[command(after_help = "Examples:
+  linformer sweep experiments/small/k-sweep.json
+  linformer sweep my-sweep.json train.max_steps=200         # a trial; start it again to go on after an interruption")]
     Sweep {
         /// Sweep file (JSON)
         file: PathBuf,
@@ -63,36 +92,18 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         results: Option<PathBuf>,
     },
-    /// Predict with a fine-tuned run: GLUE's submission files of its test split, or a file's rows or lines
-    Predict {
-        /// A run's folder (its best checkpoint), or one of its checkpoints
-        run: PathBuf,
-        /// TSV, CSV, JSON lines, parquet, plain lines, or - for standard input [default: the task's test split]
-        file: Option<PathBuf>,
-        /// What is written for a file
-        #[arg(long, value_enum, default_value = "tsv")]
-        format: predict::Format,
-        /// Without FILE: where the submission files go [default: the run's folder, submission]
-        #[arg(long, conflicts_with = "file")]
-        out: Option<PathBuf>,
-        /// Without FILE: another task with the same labels, such as ax for mnli
-        #[arg(long, conflicts_with = "file")]
-        task: Option<String>,
-        /// Keys to set, such as data.task_dir=glue
-        #[arg(long = "set", value_name = "KEY=VALUE")]
-        overrides: Vec<String>,
-    },
-    /// Metrics of a fine-tuned run on its scored splits, as JSON
-    Evaluate {
-        /// A run's folder (its best checkpoint), or one of its checkpoints
-        run: PathBuf,
-        /// Keys to set, such as data.task_dir=glue
-        overrides: Vec<String>,
-        /// Score the training rows instead
-        #[arg(long)]
-        train: bool,
-    },
+    /// Labels for a file's rows or lines with a fine-tuned model, or GLUE's submission files of its test split
+    Predict(serve::PredictArgs),
+    /// Guess the tokens behind <mask> with a pretrained model
+    FillMask(serve::FillMaskArgs),
+    /// Texts to vectors, in a safetensors or npy file
+    Embed(serve::EmbedArgs),
+    /// Metrics of a fine-tuned model on a task's scored splits, as JSON
+    Evaluate(serve::EvaluateArgs),
     /// Look for the module where a run's numbers stopped being finite
+    #[command(after_help = "Examples:
+  linformer replay runs/mine/nonfinite-00000120.json
+  linformer replay runs/mine/nonfinite-00000120.json --precision fp32")]
     Replay {
         /// nonfinite-STEP.json in a run's folder
         incident: PathBuf,
@@ -101,6 +112,10 @@ enum Command {
         precision: Option<Precision>,
     },
     /// Tables, plots and report.html from finished runs; or, of a folder of results, the report on the paper
+    #[command(after_help = "Examples:
+  linformer report runs/mine                                # table, plots and report.html in runs/mine
+  linformer report runs/pretrain runs/finetune --out report
+  linformer report experiments/results                      # the whole paper beside ours, from committed numbers")]
     Report {
         /// Folders with runs in them
         #[arg(required = true)]
@@ -110,6 +125,8 @@ enum Command {
         out: Option<PathBuf>,
     },
     /// Time and memory against the sequence length (paper, Table 3)
+    #[command(after_help = "Examples:
+  linformer efficiency experiments/small/efficiency.json")]
     Efficiency {
         /// Config (JSON)
         config: PathBuf,
@@ -125,6 +142,9 @@ enum Command {
     /// Loss on text moved by some places: how bound to positions is a model?
     Shift(study::ShiftArgs),
     /// Every number that follows from a config, before anything runs
+    #[command(after_help = "Examples:
+  linformer info experiments/small/base.json model.attention.k=64
+  linformer info mine.json --mfu 0.4 --peak-tflops 312      # the time on another device")]
     Info {
         /// Config (JSON)
         config: PathBuf,
@@ -146,21 +166,50 @@ enum Command {
     /// Corpora and tasks
     #[command(subcommand)]
     Data(DataCommand),
+    /// What a config comes to, and the schema of its files
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Runs in a table: kind, status, step, k, score, speed
+    List(runs::ListArgs),
+    /// Where runs differ: keys and results side by side
+    Compare(runs::CompareArgs),
+    /// The curves that TensorBoard shows, as CSV
+    TensorboardExport(runs::ExportArgs),
     /// What this machine has, and a remedy for what it lacks
-    Doctor,
+    #[command(after_help = "Examples:\n  linformer doctor\n  linformer doctor --json")]
+    Doctor {
+        /// As JSON, for scripts
+        #[arg(long)]
+        json: bool,
+    },
+    /// A script that completes commands and flags in your shell
+    Completions(shell::CompletionsArgs),
+    /// The manual's pages
+    Man(shell::ManArgs),
 }
 
 #[derive(Subcommand)]
 enum DataCommand {
     /// Tokenize the corpus of a config
+    #[command(after_help = "Examples:
+  linformer data prepare experiments/demo/pretrain.json")]
     Prepare { config: PathBuf, overrides: Vec<String> },
     /// What there is to learn from, and whether it is here
+    #[command(after_help = "Examples:
+  linformer data list
+  linformer data list --json")]
     List(fetch::ListArgs),
     /// Bring public data: checked, unpacked safely, whole or absent
+    #[command(after_help = "Examples:
+  linformer data fetch sst2 rte")]
     Fetch(fetch::FetchArgs),
     /// Compare every byte of a prepared corpus with its hashes
+    #[command(after_help = "Examples:
+  linformer data verify experiments/demo/pretrain.json")]
     Verify { config: PathBuf, overrides: Vec<String> },
     /// Print the first examples of a config as the model sees them: tokens, ids, mask, label
+    #[command(after_help = "Examples:
+  linformer data show experiments/demo/pretrain.json -n 1")]
     Show {
         config: PathBuf,
         overrides: Vec<String>,
@@ -170,6 +219,8 @@ enum DataCommand {
     /// Generate Long Range Arena's ListOps: task rows and a tokenizer
     Listops(study::ListopsArgs),
     /// Derive the two embedded tasks from the corpus of a pretraining config, split by its held-out documents
+    #[command(after_help = "Examples:
+  linformer data derive experiments/demo/pretrain.json runs/demo/tasks --words 18")]
     Derive {
         config: PathBuf,
         /// Folder for the tasks
@@ -235,7 +286,9 @@ fn one_line(error: &anyhow::Error) -> String {
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|e| e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe))
+    let is = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
+    let in_csv = |e: &csv::Error| matches!(e.kind(), csv::ErrorKind::Io(e) if is(e));
+    error.chain().any(|e| e.downcast_ref().is_some_and(is) || e.downcast_ref().is_some_and(in_csv))
 }
 
 fn run(command: Command) -> Result<Finished> {
@@ -264,31 +317,22 @@ fn run(command: Command) -> Result<Finished> {
         Command::Spectrum(args) => printed(panics::catch(|| study::spectrum(args))?),
         Command::Theorems(args) => printed(panics::catch(|| study::theorems(args))?),
         Command::Shift(args) => printed(panics::catch(|| study::shift(args))?),
-        Command::Predict { run, file, format, out: folder, task, overrides } => {
-            let (model, folder) = (fine_tuned(&run, &overrides)?, folder.unwrap_or_else(|| run_of(&run).join("submission")));
-            match file {
-                Some(file) => model.predict(&file, format, &mut std::io::stdout().lock())?,
-                None => {
-                    for path in model.submit(task.as_deref(), &folder)? {
-                        out(&format!("{}\n", path.display()))?;
-                    }
-                }
-            }
-            Ok(Finished::Done(Value::Null))
-        }
-        Command::Evaluate { run, overrides, train } => {
-            match fine_tuned(&run, &overrides)?.evaluate(train, &Interrupt::default())? {
-                Some(report) => out(&(serde_json::to_string_pretty(&report)? + "\n"))?,
-                None => bail!("interrupted"),
-            }
-            Ok(Finished::Done(Value::Null))
-        }
+        Command::Predict(args) => done(serve::predict(args)),
+        Command::FillMask(args) => done(serve::fill_mask(args)),
+        Command::Embed(args) => done(serve::embed(args)),
+        Command::Evaluate(args) => done(serve::evaluate(args)),
         Command::Report { dirs, out } => report(&dirs, out),
         Command::Info { config, overrides, mfu, peak_tflops, cluster } => info(&config, &overrides, mfu, peak_tflops, cluster),
         Command::Import(args) => exchange::import(&args),
         Command::Export(args) => exchange::export(&args),
         Command::Data(command) => data(command),
-        Command::Doctor => doctor::run(),
+        Command::Config(command) => done(config::run(command)),
+        Command::List(args) => done(runs::list(args)),
+        Command::Compare(args) => done(runs::compare(args)),
+        Command::TensorboardExport(args) => done(runs::export(&args)),
+        Command::Doctor { json } => done(doctor::run(json)),
+        Command::Completions(args) => done(shell::completions(&args)),
+        Command::Man(args) => done(shell::man(&args)),
     }
 }
 
@@ -298,14 +342,9 @@ fn printed((text, finished): (String, Finished)) -> Result<Finished> {
     Ok(finished)
 }
 
-/// A fine-tuned model, under its run's config with some keys set anew.
-fn fine_tuned(run: &Path, overrides: &[String]) -> Result<predict::Model> {
-    let file = run_of(run).join("config.json");
-    if !file.exists() {
-        bail!("{}: no such run; expected the folder of a run or of one of its checkpoints", run.display());
-    }
-    let (config, origins) = load::load(&file, overrides)?;
-    predict::Model::open(run, config, &origins)
+/// Of a command that has no summary.
+fn done(result: Result<()>) -> Result<Finished> {
+    result.map(|()| Finished::Done(Value::Null))
 }
 
 fn train(args: RunArgs, finetune: bool) -> Result<Finished> {
@@ -489,3 +528,7 @@ fn out(text: &str) -> Result<()> {
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(std::io::stdout().flush()?)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -43,9 +43,14 @@ impl Origins {
         nested.unwrap_or_else(|| "default".into())
     }
 
+    /// Where this very key was set, if it was.
+    pub fn exact(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str)
+    }
+
     /// Whether a file or the command line set this very key.
     pub fn sets(&self, key: &str) -> bool {
-        self.0.contains_key(key)
+        self.exact(key).is_some()
     }
 
     pub fn error(&self, key: &str, message: impl Into<String>) -> ConfigError {
@@ -150,7 +155,11 @@ pub fn load(path: &Path, overrides: &[String]) -> Result<(Config, Origins), Conf
 pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>, ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.into(), source })?;
     match serde_json::from_str(&text) {
-        Ok(Value::Object(object)) => Ok(object),
+        Ok(Value::Object(mut object)) => {
+            // For editors: where the schema of this file is.
+            object.shift_remove("$schema");
+            Ok(object)
+        }
         Ok(other) => Err(ConfigError::Syntax {
             path: path.into(),
             line: 1,
@@ -218,7 +227,8 @@ fn unknown_key(key: &str, name: &str, siblings: &Map<String, Value>, prefix: &st
     }
 }
 
-fn all_keys(object: &Map<String, Value>, prefix: &str) -> Vec<String> {
+/// Every key that has a value of its own, dotted.
+pub fn all_keys(object: &Map<String, Value>, prefix: &str) -> Vec<String> {
     object
         .iter()
         .flat_map(|(name, value)| {

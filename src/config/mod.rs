@@ -2,8 +2,9 @@
 //! `key=value`, and errors that name the file, the key and the nearest right one.
 //!
 //! [`load`] merges files and overrides, [`schema`] holds the keys with their defaults, [`validate`] refuses what cannot
-//! be trained, [`sweep`] expands a grid.
+//! be trained, [`sweep`] expands a grid, [`json_schema`] tells editors the keys.
 
+pub mod json_schema;
 pub mod load;
 pub mod model;
 pub mod schema;

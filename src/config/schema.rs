@@ -1,13 +1,14 @@
 //! Keys of the groups `data`, `train` and `run`, with their defaults.
 
 use super::model::{choice, Model};
+use schemars::JsonSchema;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use std::path::PathBuf;
 
 /// A whole run.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     pub model: Model,
@@ -17,7 +18,7 @@ pub struct Config {
 }
 
 /// One path, or several.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum OneOrMany {
     One(PathBuf),
@@ -66,7 +67,7 @@ choice!(
 );
 
 /// A task by its name in the table (`linformer data list`), or a table row of one's own.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum TaskChoice {
     Named(String),
@@ -95,7 +96,7 @@ choice!(
 choice!(TaskKind { Classification = "classification", Regression = "regression" });
 
 /// A user's own task: TSV, CSV, JSON lines or parquet, or a folder with one folder of `.txt` files a label.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OwnTask {
     pub name: String,
@@ -153,7 +154,7 @@ impl OwnTask {
 }
 
 /// What is learned from. Paths are relative to the working directory.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Data {
     /// Pretraining text: files, folders (with all below them) or globs of .txt, .jsonl, .csv, .tsv (each also .gz, .zst,
@@ -257,7 +258,7 @@ choice!(
 );
 
 /// How it is learned.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Train {
     /// Optimizer steps.
@@ -291,6 +292,8 @@ pub struct Train {
     pub precision: Precision,
     pub seed: u64,
     pub log_every: u64,
+    /// Steps after which TensorBoard gets histograms of E and F and of all gradients; 0: none.
+    pub histogram_every: u64,
     /// 0: only at the end.
     pub eval_every: u64,
     /// 0: only at the end.
@@ -331,6 +334,7 @@ impl Default for Train {
             precision: Precision::Fp32,
             seed: 0,
             log_every: 50,
+            histogram_every: 0,
             eval_every: 500,
             checkpoint_every: 500,
             keep_checkpoints: 2,
@@ -349,7 +353,7 @@ impl Train {
 }
 
 /// Where it runs and what it starts from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Run {
     /// The run's folder; null: `runs/` and the config's name.

@@ -153,3 +153,23 @@ impl TaskBatch {
         }
     }
 }
+/// Positions of a forward pass without gradients, padding included, and sequences.
+const EVALUATION_POSITIONS: usize = 1 << 14;
+const EVALUATION_SEQUENCES: usize = 256;
+
+/// Sequences of like length together, the shortest first: each batch holds at most [`EVALUATION_POSITIONS`] (or one sequence)
+/// and so little padding.
+pub fn batches_by_length(lengths: &[usize]) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|row| lengths[*row]);
+    let mut batches: Vec<Vec<usize>> = Vec::new();
+    for row in order {
+        match batches.last_mut() {
+            Some(batch) if batch.len() < EVALUATION_SEQUENCES && (batch.len() + 1) * lengths[row] <= EVALUATION_POSITIONS => {
+                batch.push(row)
+            }
+            _ => batches.push(vec![row]),
+        }
+    }
+    batches
+}

@@ -1,7 +1,7 @@
 //! An encoder with a head for classes or a number, and what it says of rows.
 
 use crate::config::Config;
-use crate::data::batch::TaskBatch;
+use crate::data::batch::{batches_by_length, TaskBatch};
 use crate::data::tasks::prepared::Rows;
 use crate::data::tasks::Example;
 use crate::eval::Metric;
@@ -13,9 +13,6 @@ use crate::train::interrupt::Interrupt;
 use crate::train::trainer::kind_of;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
-
-/// Rows of a forward pass without gradients.
-const BATCH: usize = 64;
 
 pub struct Classifier {
     encoder: Encoder,
@@ -119,10 +116,8 @@ impl Classifier {
         mut found: impl FnMut(usize, Output),
     ) -> Result<Option<f64>, NativeError> {
         let _guard = tch::no_grad_guard();
-        let mut order: Vec<usize> = (0..lengths.len()).collect();
-        order.sort_by_key(|row| lengths[*row]);
         let mut sum = 0.0;
-        for rows in order.chunks(BATCH) {
+        for rows in batches_by_length(lengths) {
             if interrupt.is_set() {
                 return Ok(None);
             }

@@ -1,11 +1,15 @@
 //! One file per thing that the paper did: [`pretrain`] (Figure 3), [`finetune`] (Table 2), [`sweep`] (both, over a grid), [`efficiency`] (Table 3),
 //! [`report`] (their tables and curves), [`spectrum`] (Figure 1), [`theorems`], [`shift`] (both look at a trained model through [`probe`]);
 //! [`results`] is what a sweep leaves to be committed, [`study`] the report on the whole paper from it, [`planner`] what a config takes
-//! on a cluster; [`predict`] uses and scores a fine-tuned model ([`classifier`]); [`show`] prints what a model sees,
-//! [`replay`] looks into a run that went wrong, [`info`] says what a config comes to before it runs, [`setup`] is what all share.
+//! on a cluster; [`predict`] uses and scores a fine-tuned model ([`classifier`]), [`fill_mask`] and [`embed`] any model, on [`texts`];
+//! [`show`] prints what a model sees, [`replay`] looks into a run that went wrong, [`runs`] lists and compares ([`curves`] as CSV),
+//! [`info`] says what a config comes to before it runs, [`setup`] is what all share.
 
 pub mod classifier;
+pub mod curves;
 pub mod efficiency;
+pub mod embed;
+pub mod fill_mask;
 pub mod finetune;
 pub mod info;
 pub mod paper;
@@ -16,12 +20,14 @@ pub mod probe;
 pub mod replay;
 pub mod report;
 pub mod results;
+pub mod runs;
 pub mod setup;
 pub mod shift;
 pub mod show;
 pub mod spectrum;
 pub mod study;
 pub mod sweep;
+pub mod texts;
 pub mod theorems;
 
 use crate::config::{Config, Origins};

@@ -2,9 +2,8 @@
 
 use super::classifier::{Classifier, Output};
 use super::setup::{device, Parent};
-use crate::config::{Config, OnError, Origins, TaskChoice};
-use crate::data::readers::by_name;
-use crate::data::readers::lines::Lines;
+use super::texts::{Texts, CHUNK};
+use crate::config::{load, Config, OnError, Origins, TaskChoice};
 use crate::data::tasks::prepared::{prepare, sequences, Prepared, Rows, Settings};
 use crate::data::tasks::rows::{read, Skipped, TextRow, Want};
 use crate::data::tasks::{row, Split, TaskSpec};
@@ -17,13 +16,9 @@ use crate::train::interrupt::Interrupt;
 use anyhow::{bail, Context, Result};
 use serde_json::{json, Map, Value};
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Rows predicted together: memory is that of so many.
-const CHUNK: usize = 1024;
-/// Longest line that is taken from standard input.
-const MAX_LINE: usize = 256 << 20;
 const STS_B_LARGEST: f64 = 5.0;
 
 /// How predictions are written.
@@ -54,7 +49,7 @@ impl Model {
         let spec = TaskSpec::find(&choice, &config.data.task_dir)?;
         let tokenizer = Tokenizer::load(&parent.tokenizer)?;
         config.model = parent.model.clone();
-        let mut parameters = Parameters::new(config.train.seed, device);
+        let mut parameters = Parameters::to_be_loaded(device);
         let classifier = Classifier::new(&mut parameters, &config, spec.outputs(), tokenizer.special.pad);
         parent.load(&parameters, Select::All)?;
         Ok(Self { checkpoint: parent.checkpoint.folder.clone(), config, spec, tokenizer, classifier })
@@ -66,75 +61,30 @@ impl Model {
         Ok(self.classifier.predict(sequences)?)
     }
 
-    /// Predictions for the rows of a file, or for lines of `-` (standard input), in their order. Of a pair, a line holds
-    /// both texts with a tab between them.
-    pub fn predict(&self, file: &Path, format: Format, out: &mut impl Write) -> Result<()> {
+    /// The columns and the header that files for this task have, for texts from `path`.
+    pub fn texts(&self, path: &Path) -> Texts {
+        // The text column of CoLA's files without a header is that of its test file here.
+        let TaskSpec { text, text_pair, header, .. } = self.spec.clone();
+        Texts { path: path.into(), format: None, text, text_pair, header }
+    }
+
+    /// Predictions for texts, in their order.
+    pub fn predict(&self, texts: &Texts, format: Format, out: &mut impl Write) -> Result<()> {
         if format == Format::Tsv {
             let columns = if self.spec.is_regression() { "index\tvalue\n" } else { "index\tlabel\tprobability\n" };
             out.write_all(columns.as_bytes())?;
+            out.flush()?;
         }
-        let mut waiting = Vec::new();
-        let mut write = |rows: &mut Vec<TextRow>| -> Result<()> {
-            let outputs = self.outputs(rows)?;
+        texts.chunks(|mut rows| {
+            for row in &mut rows {
+                row.text = self.spec.clean(&row.text);
+                row.text_pair = row.text_pair.as_deref().map(|text| self.spec.clean(text));
+            }
+            let outputs = self.outputs(&rows)?;
             let text: String = rows.iter().zip(&outputs).map(|(row, output)| self.line(&row.index, output, format)).collect();
-            rows.clear();
             out.write_all(text.as_bytes())?;
             Ok(out.flush()?)
-        };
-        if file == Path::new("-") {
-            return self.predict_input(std::io::stdin(), &mut write);
-        }
-        if by_name(file).0.is_some_and(|f| f.is_table()) {
-            // An index of the file's own is GLUE's; a user's rows are numbered.
-            let spec = TaskSpec { index: None, headless_text: None, ..self.spec.clone() };
-            self.each(&spec, &[file.to_path_buf()], &mut |row, last| {
-                waiting.extend(row);
-                if waiting.len() >= CHUNK || last {
-                    write(&mut waiting)?;
-                }
-                Ok(())
-            })
-        } else {
-            for (number, line) in Lines::open(file, MAX_LINE)?.enumerate() {
-                let line = line?;
-                waiting
-                    .push(self.row_of(&line.text, number).map_err(|m| anyhow::anyhow!("{}: line {}: {m}", file.display(), line.number))?);
-                if waiting.len() >= CHUNK {
-                    write(&mut waiting)?;
-                }
-            }
-            write(&mut waiting)
-        }
-    }
-
-    /// As many lines together as are there already: somebody who types gets an answer to each line.
-    fn predict_input(&self, input: impl Read, write: &mut impl FnMut(&mut Vec<TextRow>) -> Result<()>) -> Result<()> {
-        let mut input = BufReader::with_capacity(1 << 16, input);
-        let (mut waiting, mut bytes) = (Vec::new(), Vec::new());
-        for number in 0.. {
-            bytes.clear();
-            if input.by_ref().take(MAX_LINE as u64).read_until(b'\n', &mut bytes)? == 0 {
-                break;
-            }
-            let text = std::str::from_utf8(&bytes)
-                .map_err(|e| anyhow::anyhow!("standard input: line {}: not UTF-8 at its byte {}", number + 1, e.valid_up_to()))?;
-            let text = text.trim_end_matches('\n').trim_end_matches('\r');
-            let text = if number == 0 { text.trim_start_matches('\u{feff}') } else { text };
-            waiting.push(self.row_of(text, number).map_err(|m| anyhow::anyhow!("standard input: line {}: {m}", number + 1))?);
-            if waiting.len() >= CHUNK || input.buffer().is_empty() {
-                write(&mut waiting)?;
-            }
-        }
-        write(&mut waiting)
-    }
-
-    fn row_of(&self, line: &str, number: usize) -> Result<TextRow, String> {
-        let (text, text_pair) = match (&self.spec.text_pair, line.split_once('\t')) {
-            (None, _) => (line, None),
-            (Some(_), Some((a, b))) => (a, Some(self.spec.clean(b))),
-            (Some(_), None) => return Err("one text, expected two with a tab between them".into()),
-        };
-        Ok(TextRow { index: number.to_string(), text: self.spec.clean(text), text_pair, label: None })
+        })
     }
 
     /// Calls `found` with every row of `files`, and once more with none at the end.
@@ -177,16 +127,29 @@ impl Model {
 
     /// Writes the files that GLUE's server takes for the task's test splits, or for those of `task`; gives their paths.
     pub fn submit(&self, task: Option<&str>, folder: &Path) -> Result<Vec<PathBuf>> {
-        let other = task.map(|name| TaskSpec::find(&TaskChoice::Named(row(name)?.name.into()), &self.config.data.task_dir)).transpose()?;
+        let other = task.map(|task| self.other_task(task)).transpose()?;
         let spec = other.as_ref().unwrap_or(&self.spec);
-        if spec.labels != self.spec.labels || spec.text_pair.is_some() != self.spec.text_pair.is_some() {
-            bail!("--task {}: its labels or texts are not those of {}, which this model was trained on", spec.name, self.spec.name);
-        }
         if spec.tests.is_empty() {
             bail!("{} has no test split; give a file, or data.task.test", spec.name);
         }
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         spec.tests.iter().map(|split| self.submission(spec, split, folder)).collect()
+    }
+
+    /// A task by its name, or described in a config file; this model's answers must mean something there.
+    fn other_task(&self, task: &str) -> Result<TaskSpec> {
+        let choice = match task.ends_with(".json") {
+            true => {
+                let (config, origins) = load::load(Path::new(task), &[])?;
+                config.data.task.ok_or_else(|| origins.error("data.task", "is not set, expected a task to evaluate"))?
+            }
+            false => TaskChoice::Named(row(task)?.name.into()),
+        };
+        let spec = TaskSpec::find(&choice, &self.config.data.task_dir)?;
+        if spec.labels != self.spec.labels || spec.text_pair.is_some() != self.spec.text_pair.is_some() {
+            bail!("task {}: its labels or texts are not those of {}, which this model was trained on", spec.name, self.spec.name);
+        }
+        Ok(spec)
     }
 
     fn submission(&self, spec: &TaskSpec, split: &Split, folder: &Path) -> Result<PathBuf> {
@@ -220,14 +183,16 @@ impl Model {
         })
     }
 
-    /// Metrics of the scored splits, or of the training rows, as JSON.
-    pub fn evaluate(&self, train: bool, interrupt: &Interrupt) -> Result<Option<Value>> {
+    /// Metrics of the scored splits, or of the training rows, of its task or of another one, as JSON. None: broken off.
+    pub fn evaluate(&self, task: Option<&str>, train: bool, interrupt: &Interrupt) -> Result<Option<Value>> {
         let data = &self.config.data;
-        let Prepared { train: train_rows, scored, .. } = prepare(&self.spec, &self.tokenizer, &Settings::new(data, &self.tokenizer))?;
+        let other = task.map(|task| self.other_task(task)).transpose()?;
+        let spec = other.as_ref().unwrap_or(&self.spec);
+        let Prepared { train: train_rows, scored, .. } = prepare(spec, &self.tokenizer, &Settings::new(data, &self.tokenizer))?;
         let splits: Vec<&Rows> = if train { vec![&train_rows] } else { scored.iter().collect() };
         let mut report = Map::new();
         for rows in splits {
-            let Some(scores) = self.classifier.score(rows, &self.spec.metrics, interrupt)? else { return Ok(None) };
+            let Some(scores) = self.classifier.score(rows, &spec.metrics, interrupt)? else { return Ok(None) };
             let undefined: Vec<&str> = scores.metrics.iter().filter(|(_, v)| v.is_none()).map(|(m, _)| m.name()).collect();
             let mut split = Map::from_iter([("rows".to_string(), json!(rows.len())), ("loss".into(), json!(scores.loss))]);
             split.extend(scores.metrics.iter().map(|(metric, value)| (metric.name().to_string(), json!(value))));
@@ -236,6 +201,6 @@ impl Model {
             split.insert("data".into(), json!(rows.meta));
             report.insert(rows.meta.name.clone(), Value::Object(split));
         }
-        Ok(Some(json!({"task": self.spec.name, "checkpoint": self.checkpoint, "splits": report})))
+        Ok(Some(json!({"task": spec.name, "checkpoint": self.checkpoint, "splits": report})))
     }
 }

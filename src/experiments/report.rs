@@ -6,6 +6,7 @@ use crate::eval::mean_and_deviation;
 use crate::log::jsonl;
 use crate::log::plot::{BarChart, Chart, LineChart, Series};
 use crate::log::progress::thousands;
+use crate::log::tensorboard::EventFile;
 use crate::table::align;
 use crate::train::run::read_summary;
 use anyhow::{bail, Context, Result};
@@ -100,7 +101,20 @@ impl Report {
         let text = align(table.clone()) + &self.notes();
         save("table.txt", &text)?;
         save("report.html", &self.page(&table, &plots))?;
+        self.events(out, &text).with_context(|| out.join(EVENTS).display().to_string())?;
         Ok(text)
+    }
+
+    /// The table and the plots for TensorBoard's tabs Text and Images.
+    fn events(&self, out: &Path, table: &str) -> std::io::Result<()> {
+        let mut events = EventFile::empty(&out.join(EVENTS))?;
+        events.text("report/table", &format!("```\n{table}```"))?;
+        for name in PLOTS {
+            if let Ok(bytes) = fs::read(out.join(format!("{name}.png"))) {
+                events.png(&format!("report/{name}"), bytes)?;
+            }
+        }
+        Ok(())
     }
 
     fn table(&self) -> Vec<Vec<String>> {
@@ -289,6 +303,10 @@ impl Report {
             .replace("{runs}", &folders)
     }
 }
+
+/// Where TensorBoard finds the report, below the report's folder (not the folder of a run's own events).
+const EVENTS: &str = "tensorboard-report";
+const PLOTS: [&str; 3] = ["perplexity_by_tokens", "perplexity_by_k", "scores"];
 
 const PAGE: &str = include_str!("report.html");
 

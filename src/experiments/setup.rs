@@ -1,17 +1,18 @@
 //! What every run needs before its first step: device, resolved model, weights to start from, folder, log.
 
+use super::runs::flatten;
 use super::{Finished, Start};
 use crate::config::validate::parse_device;
 use crate::config::{AttentionKind, Config, Model, Origins};
 use crate::data::tokenizer::Tokenizer;
 use crate::digest::{file_sha256, sha256};
-use crate::log::{progress::Progress, Log};
+use crate::log::{progress::Progress, tensorboard::About, Log};
 use crate::model::weights::{Select, WeightsFile};
 use crate::model::Parameters;
 use crate::native::runtime;
 use crate::train::checkpoint::{step_name, Checkpoint};
 use crate::train::optimizer::Optimizer;
-use crate::train::run::{environment, is_checkpoint, read_config, run_of, RunFolder};
+use crate::train::run::{environment, is_checkpoint, read_config, run_of, RunFolder, MAY_CHANGE};
 use crate::train::saver::{check_room, estimate, Saver};
 use crate::train::state::State;
 use crate::train::trainer::{keep, kind_of, Session};
@@ -222,7 +223,8 @@ impl<T: Task> Job<'_, T> {
         if state.step > 0 {
             progress.note(&format!("goes on after step {}", state.step));
         }
-        let mut log = Log::open(&folder.path, state.step, progress);
+        let about = about(&self.start.name, self.config, parameters)?;
+        let mut log = Log::open(&folder.path, state.step, progress, &about, self.config.train.histogram_every > 0);
         let interrupt = self.start.interrupt.clone().limited(self.config.train.max_hours);
         interrupt.wait_for_checkpoint();
         let session = Session {
@@ -238,15 +240,36 @@ impl<T: Task> Job<'_, T> {
             flops_per_token: 3.0 * self.flops_per_token,
             peak_flops,
         };
-        let outcome = train(self.task, session)?;
+        let outcome = train(self.task, session).inspect_err(|_| log.end(false))?;
         log.progress.finish();
         if outcome.interrupted {
             return Ok(Finished::Interrupted);
         }
         let summary = summary(&outcome, &log.progress)?;
         folder.write("summary.json", &summary)?;
+        log.end(true);
         Ok(Finished::Done(summary))
     }
+}
+
+/// What TensorBoard says of a run beside its curves: its settings, its config, and a card of its model.
+fn about(name: &str, config: &Config, parameters: &Parameters) -> Result<About> {
+    let resolved = serde_json::to_value(config)?;
+    let mut settings = flatten(&resolved);
+    // Where a run is and how often it is looked at are no settings of an experiment.
+    settings.retain(|key, _| !MAY_CHANGE.contains(&key.as_str()) || key == "train.max_steps");
+    if config.model.attention.kind == AttentionKind::Full {
+        // A k that nothing uses would look like one.
+        settings.retain(|key, _| !key.starts_with("model.attention.") || key == "model.attention.kind" || key == "model.attention.backend");
+    }
+    let card: String = flatten(&model_summary(&config.model, parameters))
+        .into_iter()
+        .map(|(key, value)| format!("| {key} | {} |\n", value.as_str().map_or_else(|| value.to_string(), str::to_string)))
+        .collect();
+    let what = if config.data.task.is_some() { "fine-tuned on a task" } else { "masked language model" };
+    let card = format!("**{name}**: {what}, by linformer {}\n\n| | |\n|---|---|\n{card}", env!("CARGO_PKG_VERSION"));
+    let json = format!("```json\n{}\n```", serde_json::to_string_pretty(&resolved)?);
+    Ok(About { settings, texts: vec![("text/model_card".into(), card), ("text/config".into(), json)] })
 }
 
 /// `run.dir`, or `runs/NAME`.

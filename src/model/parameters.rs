@@ -46,7 +46,12 @@ impl Parameters {
 
     /// Weights whose memory is never touched.
     pub fn uninitialised() -> Self {
-        Self { list: Vec::new(), device: Device::Cpu, seed: None, draws: |_| false }
+        Self::to_be_loaded(Device::Cpu)
+    }
+
+    /// Weights that a file is about to fill: nothing is drawn.
+    pub fn to_be_loaded(device: Device) -> Self {
+        Self { list: Vec::new(), device, seed: None, draws: |_| false }
     }
 
     pub fn device(&self) -> Device {

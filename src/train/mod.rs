@@ -6,6 +6,7 @@
 
 pub mod checkpoint;
 pub mod health;
+mod histograms;
 pub mod interrupt;
 pub mod optimizer;
 pub mod run;

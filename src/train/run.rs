@@ -4,6 +4,7 @@ use super::checkpoint::{set_aside_after, Checkpoint, CheckpointError};
 use super::saver::adopt;
 use crate::config::Config;
 use crate::durable;
+use crate::log::HISTOGRAMS;
 use crate::native::runtime;
 use serde_json::{json, Value};
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -41,9 +42,10 @@ pub enum RunError {
 }
 
 /// Keys that may differ on resume: how long, how often, where; never what is learned from what.
-pub const MAY_CHANGE: [&str; 13] = [
+pub const MAY_CHANGE: [&str; 14] = [
     "train.max_steps",
     "train.log_every",
+    "train.histogram_every",
     "train.eval_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
@@ -145,8 +147,11 @@ impl RunFolder {
             changes.insert(key.into(), json!({"was": was, "is": now}));
         });
         adopt(&self.checkpoints(), folder, &state)?;
-        let metrics = fs::read_to_string(parent.join("metrics.jsonl")).unwrap_or_default();
-        self.write_text("metrics.jsonl", &metrics)?;
+        for name in ["metrics.jsonl", HISTOGRAMS] {
+            if let Ok(lines) = fs::read_to_string(parent.join(name)) {
+                self.write_text(name, &lines)?;
+            }
+        }
         self.write("forked_from.json", &json!({"checkpoint": folder, "step": state.step, "changes": changes}))?;
         self.find_checkpoint(&Resume::Auto)
     }
@@ -263,6 +268,11 @@ fn lock(path: &Path) -> Result<File, RunError> {
         }
         Err(TryLockError::Error(source)) => Err(RunError::Io { path: name, source }),
     }
+}
+
+/// Whether a process holds the run's lock. Nothing is made or changed.
+pub fn is_running(run: &Path) -> bool {
+    File::open(run.join("lock")).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
 /// Calls `found` for every key that has two values, in order.

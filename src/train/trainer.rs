@@ -2,6 +2,7 @@
 
 use super::checkpoint::CheckpointError;
 use super::health::{Incident, NotFinite};
+use super::histograms::histograms;
 use super::interrupt::Interrupt;
 use super::optimizer::{Gradients, Optimizer};
 use super::run::{RunError, RunFolder};
@@ -197,6 +198,9 @@ impl Session<'_> {
         let loss = catch(|| self.backward(task, batch, size, step)).map_err(failed)?;
         let Gradients { norm, first_bad } = self.optimizer.gradients().map_err(failed)?;
         if loss.is_finite() && norm.is_finite() {
+            if due(step, self.config.histogram_every) {
+                self.log.histograms(step, &histograms(self.parameters));
+            }
             self.optimizer.step(lr, norm).map_err(failed)?;
             self.parameters.forget_gradients().map_err(failed)?;
             return Ok(Update::Made { loss, norm });

@@ -155,25 +155,35 @@ pub fn metrics(run: &Path) -> Vec<Value> {
     text.lines().map(strip).collect()
 }
 
-/// The scalars of a run's one event file in their order, without what a clock says.
-pub fn series(run: &Path) -> Vec<(String, i64, f32)> {
-    let files: Vec<PathBuf> = std::fs::read_dir(run.join("tensorboard")).unwrap().map(|e| e.unwrap().path()).collect();
+/// The events of a folder's one event file.
+pub fn events(folder: &Path) -> Vec<tensorboard_proto::event::Event> {
+    let files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
     assert_eq!(files.len(), 1, "{files:?}");
     let bytes = std::fs::read(&files[0]).unwrap();
-    let (mut at, mut scalars) = (0, Vec::new());
+    let (mut at, mut events) = (0, Vec::new());
     // A record: length, its checksum, the event, its checksum.
     while at < bytes.len() {
         let length = u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
         let mut event = tensorboard_proto::event::Event::new();
         protobuf::Message::merge_from_bytes(&mut event, &bytes[at + 12..at + 12 + length]).unwrap();
-        for value in event.get_summary().get_value() {
-            if !CLOCKS.iter().any(|clock| value.get_tag().ends_with(clock)) {
-                scalars.push((value.get_tag().to_string(), event.get_step(), value.get_simple_value()));
-            }
-        }
+        events.push(event);
         at += length + 16;
     }
-    scalars
+    events
+}
+
+/// What a run's event file shows in its order, without what a clock says: scalars with their value, histograms with their sum.
+pub fn series(run: &Path) -> Vec<(String, i64, f32)> {
+    let mut shown = Vec::new();
+    for event in events(&run.join("tensorboard")) {
+        for value in event.get_summary().get_value() {
+            if !CLOCKS.iter().any(|clock| value.get_tag().ends_with(clock)) {
+                let number = value.get_simple_value() + value.get_histo().get_sum() as f32;
+                shown.push((value.get_tag().to_string(), event.get_step(), number));
+            }
+        }
+    }
+    shown
 }
 
 /// Rows of a task file: a sentence and its label.

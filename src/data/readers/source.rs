@@ -43,6 +43,8 @@ pub const ENDINGS: &str = ".txt, .jsonl, .csv, .tsv (each also .gz, .zst, .bz2, 
 /// XZ dictionaries larger than this are refused (`xz -9` has 64 MiB).
 const XZ_MEMORY_KIB: u32 = 256 << 10;
 const BUFFER: usize = 1 << 17;
+/// The byte-order mark of UTF-8.
+const MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Format and compression by the ending of a name; no format if the ending is none of [`ENDINGS`].
 pub fn by_name(path: &Path) -> (Option<Format>, Compression) {
@@ -85,8 +87,9 @@ pub fn open(path: &Path) -> Result<Source, DataError> {
 
 fn without_mark(mut bytes: Box<dyn Read + Send>) -> io::Result<Source> {
     let mut start = Vec::with_capacity(3);
-    bytes.by_ref().take(3).read_to_end(&mut start)?;
-    let skipped = if start == b"\xef\xbb\xbf" { 3 } else { 0 };
+    // A byte at a time: who types one letter and Enter is not kept waiting for a third byte.
+    while start.len() < MARK.len() && MARK.starts_with(&start) && bytes.by_ref().take(1).read_to_end(&mut start)? == 1 {}
+    let skipped = if start == MARK { 3 } else { 0 };
     start.drain(..skipped);
     Ok(Source { bytes: Box::new(Cursor::new(start).chain(bytes)), skipped: skipped as u64 })
 }

@@ -1,12 +1,14 @@
 //! Text to ids: a tokenizer that is trained on the corpus, plain bytes, or one that was brought along (crate tokenizers).
 
 mod load;
+mod masked;
 mod special;
 mod train;
 mod words;
 
 use super::DataError;
 use crate::native::panics::silently;
+pub use masked::MaskedText;
 use rayon::prelude::*;
 use special::Declared;
 pub use special::SpecialIds;

@@ -1,0 +1,267 @@
+//! The runs below some folders: what each is, how far it came, and how they differ.
+
+use crate::log::jsonl;
+use crate::log::progress::{duration, thousands};
+use crate::table::align;
+use crate::train::run::{is_running, read_summary};
+use anyhow::{bail, Context, Result};
+use serde_json::{json, Map, Value};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// How a run stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    Done,
+    Running,
+    /// Broken off or interrupted: `--resume auto` goes on.
+    Stopped,
+}
+
+impl Status {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// A run's folder, read.
+pub struct Run {
+    pub path: PathBuf,
+    pub status: Status,
+    /// Resolved; an empty object if it cannot be read.
+    config: Value,
+    /// Null unless it is done.
+    summary: Value,
+    /// Of `metrics.jsonl`.
+    pub lines: Vec<Map<String, Value>>,
+}
+
+impl Run {
+    /// Reads a run's folder.
+    pub fn read(path: &Path) -> Result<Self> {
+        let file = path.join("config.json");
+        let text = fs::read_to_string(&file).with_context(|| format!("{}: not a run's folder", path.display()))?;
+        let config: Value = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
+        let summary = read_summary(path).unwrap_or_default();
+        let status = match (is_running(path), summary.is_object()) {
+            (true, _) => Status::Running,
+            (false, true) => Status::Done,
+            (false, false) => Status::Stopped,
+        };
+        Ok(Self { path: path.into(), status, config, summary, lines: jsonl::read(&path.join("metrics.jsonl")).unwrap_or_default() })
+    }
+
+    fn kind(&self) -> &'static str {
+        if self.config["data"]["task"].is_null() {
+            "pretrain"
+        } else {
+            "finetune"
+        }
+    }
+
+    fn step(&self) -> Option<u64> {
+        self.lines.last().and_then(|line| line.get("step")?.as_u64())
+    }
+
+    /// The last value of a metric of a split.
+    fn last(&self, split: &str, name: &str) -> Option<f64> {
+        let of_split = self.lines.iter().rev().filter(|line| line.get("split").and_then(Value::as_str) == Some(split));
+        of_split.filter_map(|line| line.get(name)?.as_f64()).next()
+    }
+
+    /// Name and value of what the run is judged by: the best score of a fine-tuning run, else the validation perplexity.
+    fn score(&self) -> (String, Option<f64>) {
+        match self.kind() {
+            "finetune" => {
+                let name = self.summary["metric"].as_str().map(str::to_string);
+                let of_lines = || self.lines.iter().rev().find(|l| l["split"] == "task").and_then(|l| l.keys().nth(5).cloned());
+                let name = name.or_else(of_lines).unwrap_or_else(|| "score".into());
+                let value = self.summary["value"].as_f64().or_else(|| self.last("task", &name));
+                (name, value)
+            }
+            _ => ("perplexity".into(), self.last("valid", "perplexity")),
+        }
+    }
+
+    fn seconds(&self) -> Option<f64> {
+        self.summary["seconds"].as_f64()
+    }
+
+    fn k(&self) -> String {
+        let attention = &self.config["model"]["attention"];
+        match attention["kind"].as_str() {
+            Some("linformer") => attention["k"].to_string(),
+            _ => "-".into(),
+        }
+    }
+
+    fn json(&self) -> Value {
+        let (metric, value) = self.score();
+        json!({
+            "run": self.path, "kind": self.kind(), "status": self.status.as_str(), "step": self.step(),
+            "total_steps": self.summary["total_steps"].as_u64().or_else(|| self.config["train"]["max_steps"].as_u64()),
+            "attention": self.config["model"]["attention"]["kind"], "k": self.config["model"]["attention"]["k"],
+            "n": self.config["data"]["sequence_length"], "seed": self.config["train"]["seed"],
+            "metric": metric, "value": value, "train_loss": self.last("train", "loss"),
+            "tokens_per_second": self.last("train", "tokens_per_second"), "seconds": self.seconds(),
+        })
+    }
+}
+
+/// Every run below `folders`, by path. A run within a run is not looked for.
+pub fn find(folders: &[PathBuf]) -> Result<Vec<Run>> {
+    let mut runs = Vec::new();
+    for folder in folders {
+        if !folder.is_dir() {
+            bail!("{}: no such folder; runs are below runs/ unless run.dir says otherwise", folder.display());
+        }
+        find_below(folder, &mut runs)?;
+    }
+    runs.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(runs)
+}
+
+fn find_below(folder: &Path, runs: &mut Vec<Run>) -> Result<()> {
+    if folder.join("config.json").exists() && folder.join("inputs.json").exists() {
+        runs.push(Run::read(folder)?);
+        return Ok(());
+    }
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if path.is_dir() && !path.is_symlink() {
+            find_below(&path, runs)?;
+        }
+    }
+    Ok(())
+}
+
+/// One line a run.
+pub fn list(runs: &[Run]) -> String {
+    let header = ["run", "kind", "status", "step", "k", "seed", "score", "tokens/s", "time"].map(str::to_string).to_vec();
+    let row = |run: &Run| {
+        let (metric, value) = run.score();
+        vec![
+            run.path.display().to_string(),
+            run.kind().into(),
+            run.status.as_str().into(),
+            run.step().map_or_else(|| "-".into(), |step| thousands(step as f64)),
+            run.k(),
+            run.config["train"]["seed"].to_string(),
+            value.map_or_else(|| "-".into(), |value| format!("{metric} {}", short(value))),
+            run.last("train", "tokens_per_second").map_or_else(|| "-".into(), thousands),
+            run.seconds().map_or_else(|| "-".into(), duration),
+        ]
+    };
+    align(std::iter::once(header).chain(runs.iter().map(row)).collect())
+}
+
+pub fn list_json(runs: &[Run]) -> Value {
+    runs.iter().map(Run::json).collect()
+}
+
+/// The keys in which some runs differ, and their results: a column a run.
+pub struct Comparison {
+    columns: Vec<String>,
+    /// Key, and each run's value.
+    config: Vec<(String, Vec<Value>)>,
+    results: Vec<(String, Vec<Value>)>,
+}
+
+/// Keys that say where a run is, not what.
+const PLACES: [&str; 3] = ["run.dir", "data.cache_dir", "run.threads"];
+
+impl Comparison {
+    pub fn of(runs: &[Run]) -> Self {
+        let flat: Vec<Map<String, Value>> = runs.iter().map(|run| flatten(&run.config)).collect();
+        let keys: BTreeSet<&String> = flat.iter().flat_map(Map::keys).filter(|key| !PLACES.contains(&key.as_str())).collect();
+        let values = |key: &str| flat.iter().map(|config| config.get(key).cloned().unwrap_or_default()).collect::<Vec<Value>>();
+        let differing = keys.into_iter().map(|key| (key.clone(), values(key))).filter(|(_, values)| values.iter().any(|v| *v != values[0]));
+        let mut names: Vec<String> = Vec::new();
+        let results: Vec<Map<String, Value>> = runs.iter().map(results).collect();
+        for name in results.iter().flat_map(Map::keys) {
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
+        let row = |name: String| {
+            let values = results.iter().map(|r| r.get(&name).cloned().unwrap_or_default()).collect();
+            (name, values)
+        };
+        Self { columns: columns(runs), config: differing.collect(), results: names.into_iter().map(row).collect() }
+    }
+
+    pub fn text(&self) -> String {
+        let header = std::iter::once(String::new()).chain(self.columns.iter().cloned()).collect();
+        let cell = |value: &Value| match value {
+            Value::Null => "-".into(),
+            Value::String(text) => text.clone(),
+            Value::Number(n) if n.is_f64() => n.as_f64().map(short).unwrap_or_default(),
+            other => other.to_string(),
+        };
+        let row = |(name, values): &(String, Vec<Value>)| std::iter::once(name.clone()).chain(values.iter().map(cell)).collect();
+        align(std::iter::once(header).chain(self.config.iter().chain(&self.results).map(row)).collect())
+    }
+
+    pub fn json(&self) -> Value {
+        let of = |rows: &[(String, Vec<Value>)], i: usize| {
+            rows.iter().map(|(name, values)| (name.clone(), values[i].clone())).collect::<Map<_, _>>()
+        };
+        let one = |(i, run): (usize, &String)| json!({"run": run, "config": of(&self.config, i), "results": of(&self.results, i)});
+        self.columns.iter().enumerate().map(one).collect()
+    }
+}
+
+fn results(run: &Run) -> Map<String, Value> {
+    let (metric, value) = run.score();
+    let mut found =
+        Map::from_iter([("status".to_string(), json!(run.status.as_str())), ("step".into(), json!(run.step())), (metric, json!(value))]);
+    let more = [
+        ("train loss", run.last("train", "loss")),
+        ("masked accuracy", run.last("valid", "masked_accuracy")),
+        ("parameters", run.summary["model"]["parameters"].as_f64()),
+    ];
+    found.extend(more.into_iter().filter_map(|(name, value)| Some((name.to_string(), json!(value?)))));
+    found.extend([("tokens/s".to_string(), json!(run.last("train", "tokens_per_second"))), ("seconds".into(), json!(run.seconds()))]);
+    found
+}
+
+/// What of the paths tells the runs apart: the last part, or all of it.
+fn columns(runs: &[Run]) -> Vec<String> {
+    let last = |run: &Run| run.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let short: Vec<String> = runs.iter().map(last).collect();
+    let distinct: BTreeSet<&String> = short.iter().collect();
+    match distinct.len() == short.len() {
+        true => short,
+        false => runs.iter().map(|run| run.path.display().to_string()).collect(),
+    }
+}
+
+/// Dotted keys and their values; lists stay whole.
+pub fn flatten(value: &Value) -> Map<String, Value> {
+    let mut flat = Map::new();
+    let mut waiting = vec![(String::new(), value)];
+    while let Some((prefix, value)) = waiting.pop() {
+        match value {
+            Value::Object(object) => {
+                let dotted = |name: &String| if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+                waiting.extend(object.iter().rev().map(|(name, inner)| (dotted(name), inner)));
+            }
+            other => drop(flat.insert(prefix, other.clone())),
+        }
+    }
+    flat
+}
+
+/// Four significant digits or so.
+fn short(value: f64) -> String {
+    match value.abs() {
+        v if v >= 1000.0 => thousands(value),
+        v if v >= 100.0 => format!("{value:.1}"),
+        _ => format!("{value:.3}"),
+    }
+}
