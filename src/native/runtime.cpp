@@ -7,6 +7,8 @@
 #include <malloc.h>
 #include <torch/version.h>
 
+#include "kernels/kernels.h"
+
 namespace linformer {
 std::string& last_error() {
   static thread_local std::string text;
@@ -17,6 +19,8 @@ std::string& last_error() {
 extern "C" const char* linformer_last_error() { return linformer::last_error().c_str(); }
 
 extern "C" const char* linformer_torch_version() { return TORCH_VERSION; }
+
+extern "C" const char* linformer_kernels() { return linformer::kernels().name; }
 
 extern "C" const char* linformer_cpu_capability() {
   static const std::string capability = at::get_cpu_capability();

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 extern "C" {
     fn linformer_torch_version() -> *const c_char;
     fn linformer_cpu_capability() -> *const c_char;
+    fn linformer_kernels() -> *const c_char;
     fn linformer_keep_freed_memory();
     fn linformer_parallel_chunks() -> c_int;
 }
@@ -26,6 +27,12 @@ pub fn torch_version() -> String {
 pub fn cpu_capability() -> String {
     // SAFETY: no arguments, static result.
     text(unsafe { linformer_cpu_capability() })
+}
+
+/// The instruction set that our own row kernels use: `avx512`, `avx2` or `portable`.
+pub fn kernels() -> String {
+    // SAFETY: no arguments, static result.
+    text(unsafe { linformer_kernels() }).trim_start_matches("kernels_").to_string()
 }
 
 /// Whether `at::parallel_for` of the shim really uses several threads (it is compiled with OpenMP).

@@ -222,6 +222,7 @@ pub fn environment(device: &str, peak_tflops: f64) -> Value {
         "device": device,
         "cpu": cpu_model(),
         "cpu_capability": runtime::cpu_capability(),
+        "kernels": runtime::kernels(),
         "threads": tch::get_num_threads(),
         "measured_peak_tflops": peak_tflops,
         "started": std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_secs()),
