@@ -7,6 +7,7 @@
 //! | [`fused`]   | blocks of the model in one pass over memory, with their gradients |
 //! | [`weight`]  | weights with their bf16 copies |
 //! | [`optim`]   | Adam and AdamW with state that can be saved, gradient norms |
+//! | [`distributed`] | c10d: the store, Gloo's collectives, gradients reduced while the backward pass runs |
 //! | [`mapped`]  | a read-only memory map |
 //! | [`disk`]    | free room on a file system |
 //! | [`panics`]  | libtorch's exceptions, which tch turns into panics, as errors |
@@ -15,6 +16,7 @@
 #![allow(unsafe_code)]
 
 pub mod disk;
+pub mod distributed;
 pub mod dropout;
 pub mod fused;
 pub mod mapped;
