@@ -1,11 +1,12 @@
 //! The JSON that a run is: four groups (`model`, `data`, `train`, `run`), inheritance by `"extends"`, overrides
 //! `key=value`, and errors that name the file, the key and the nearest right one.
 //!
-//! [`load`] merges files and overrides, [`schema`] holds the keys with their defaults, [`validate`] refuses what cannot
+//! [`load`] merges files and overrides, [`schema`] holds the keys with their defaults ([`ranks`] those of many processes), [`validate`] refuses what cannot
 //! be trained, [`sweep`] expands a grid.
 
 pub mod load;
 pub mod model;
+pub mod ranks;
 pub mod schema;
 pub mod sweep;
 pub mod validate;
@@ -15,6 +16,7 @@ pub use model::{
     Attention, AttentionBackend, AttentionKind, Backend, HiddenAct, KSpec, Model, Norm, Order, PositionInit, Projection, ProjectionInit,
     Sharing, WeightInit,
 };
+pub use ranks::Ranks;
 pub use schema::{
     Config, Data, DocumentRule, Normalization, OnError, OnOverlap, OneOrMany, OptimizerKind, OwnTask, Precision, Run, Sampling,
     ScheduleKind, TaskChoice, TaskKind, Train, Truncation,

@@ -1,6 +1,7 @@
 //! Keys of the groups `data`, `train` and `run`, with their defaults.
 
 use super::model::{choice, Model};
+use super::ranks::Ranks;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
@@ -358,10 +359,12 @@ pub struct Run {
     pub init_from: Option<PathBuf>,
     /// false: take shape and tokenizer of `init_from`, but start from random weights.
     pub init_weights: bool,
+    /// Several processes, on one machine or many.
+    pub ranks: Ranks,
 }
 
 impl Default for Run {
     fn default() -> Self {
-        Self { dir: None, device: "cpu".into(), threads: 0, init_from: None, init_weights: true }
+        Self { dir: None, device: "cpu".into(), threads: 0, init_from: None, init_weights: true, ranks: Ranks::default() }
     }
 }

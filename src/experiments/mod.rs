@@ -16,6 +16,7 @@ pub mod show;
 pub mod sweep;
 
 use crate::config::{Config, Origins};
+use crate::distributed::World;
 use crate::native::panics::catch;
 use crate::train::interrupt::Interrupt;
 use crate::train::run::Resume;
@@ -26,6 +27,8 @@ use serde_json::Value;
 pub struct Start {
     pub name: String,
     pub resume: Resume,
+    /// The ranks that train together.
+    pub world: World,
     pub interrupt: Interrupt,
 }
 

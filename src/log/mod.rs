@@ -54,6 +54,11 @@ impl Log {
         Self { lines, events, progress }
     }
 
+    /// No sinks: another rank has them.
+    pub fn silent() -> Self {
+        Self { lines: None, events: None, progress: Progress::silent() }
+    }
+
     /// One record to every sink.
     pub fn record(&mut self, record: &Record) {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64());
