@@ -413,7 +413,11 @@ fn a_network_that_is_cut_ends_all_in_bounded_time() {
         && [(&a, "lo"), (&b, "lo")].iter().all(|(n, d)| ip(&format!("-n {n} link set {d} up")))
         && ip(&format!("-n {a} link set va{id} up"))
         && ip(&format!("-n {b} link set vb{id} up"));
-    let clean = || [&a, &b].iter().for_each(|n| drop(ip(&format!("netns del {n}"))));
+    let clean = || {
+        [&a, &b].iter().for_each(|n| {
+            ip(&format!("netns del {n}"));
+        })
+    };
     if !built {
         clean();
         panic!("network namespaces cannot be made here: run as root, with iproute2");

@@ -15,6 +15,7 @@ use crate::distributed::{joined, World, WorldError};
 use crate::experiments::efficiency::Efficiency;
 use crate::experiments::info::{describe, Speed};
 use crate::experiments::report::Report;
+use crate::experiments::sweep::{slurm_script, Share};
 use crate::experiments::{self, predict, Finished, Start};
 use crate::native::process::leave;
 use crate::table::align;
@@ -66,6 +67,15 @@ enum Command {
         file: PathBuf,
         /// Keys to set in every run, such as train.max_steps=100
         overrides: Vec<String>,
+        /// Runs at a time; on GPUs, each takes one
+        #[arg(long, default_value = "1")]
+        at_once: NonZeroUsize,
+        /// Make this run only, by its number from 0: what a job of an array does
+        #[arg(long)]
+        only: Option<usize>,
+        /// Print a Slurm batch script, an array with one job a run, and run nothing
+        #[arg(long, conflicts_with_all = ["only", "at_once"])]
+        emit_slurm: bool,
     },
     /// Predict with a fine-tuned run: GLUE's submission files of its test split, or a file's rows or lines
     Predict {
@@ -257,11 +267,16 @@ fn run(command: Command) -> Result<Finished> {
                 code => Err(Exit(code).into()),
             }
         }
-        Command::Sweep { file, overrides } => {
+        Command::Sweep { file, overrides, at_once, only, emit_slurm } => {
             let sweep = Sweep::load(&file, &overrides)?;
+            if emit_slurm {
+                std::fs::create_dir_all(&sweep.dir).with_context(|| sweep.dir.display().to_string())?;
+                out(&slurm_script(&sweep, &file, &overrides)?)?;
+                return Ok(Finished::Done(Value::Null));
+            }
             let interrupt = Interrupt::install()?;
             interrupt.wait_for_checkpoint();
-            experiments::sweep::run(&sweep, &interrupt)
+            experiments::sweep::run(&sweep, Share { at_once: at_once.get(), only }, &interrupt)
         }
         Command::Replay { incident, precision } => {
             out(&experiments::replay::run(&incident, precision)?)?;

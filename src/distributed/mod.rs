@@ -340,14 +340,21 @@ fn introduce(store: &Store, prefix: &str, place: &Place, device: &NetworkDevice,
         let checked = check_introductions(store, prefix, place, limit);
         match &checked {
             Ok(()) => store.set(&verdict, b"joined").map_err(native)?,
-            Err(error) => monitor::publish(store, prefix, &Fault::own(place, 0, &error.to_string())).map_err(native)?,
+            Err(WorldError::Parted(_)) => monitor::wait_for_readers(store, prefix, place).map_err(native)?,
+            Err(error) => {
+                monitor::publish(store, prefix, &Fault::own(place, 0, &error.to_string())).map_err(native)?;
+                monitor::wait_for_readers(store, prefix, place).map_err(native)?;
+            }
         }
         return checked;
     }
     // Rank 0 gives up first, and says who is missing.
     match wait_for(store, prefix, &verdict, Some(limit + Duration::from_secs(10))) {
         Ok(_) => Ok(()),
-        Err(Parting::Fault(fault)) => Err(WorldError::Parted(fault)),
+        Err(Parting::Fault(fault)) => {
+            monitor::has_read(store, prefix).map_err(native)?;
+            Err(WorldError::Parted(fault))
+        }
         Err(Parting::Native(source)) => Err(native(source)),
         Err(Parting::TimedOut) => Err(WorldError::Launch {
             variable: "MASTER_ADDR".into(),

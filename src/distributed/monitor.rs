@@ -19,6 +19,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 const BEAT: Duration = Duration::from_millis(500);
+/// How long a process that ends waits for what the others know.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// How long the thread that trains has to end by itself after a failure.
 const GRACE: Duration = Duration::from_secs(8);
 
@@ -90,9 +92,11 @@ pub struct Monitor {
     peer_timeout: Duration,
 }
 
-#[derive(Default)]
 struct Shared {
+    started: Instant,
     step: AtomicU64,
+    /// When the store answered last, in milliseconds since `started`.
+    reached: AtomicU64,
     /// The work is done; the others may go when they like.
     ending: AtomicBool,
     stop: AtomicBool,
@@ -100,6 +104,20 @@ struct Shared {
 }
 
 impl Shared {
+    fn new() -> Self {
+        let flag = || AtomicBool::new(false);
+        let number = || AtomicU64::new(0);
+        Self { started: Instant::now(), step: number(), reached: number(), ending: flag(), stop: flag(), fault: Mutex::new(None) }
+    }
+
+    fn reached_now(&self) {
+        self.reached.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    fn since_reached(&self) -> Duration {
+        self.started.elapsed().saturating_sub(Duration::from_millis(self.reached.load(Ordering::Relaxed)))
+    }
+
     fn fault(&self) -> Option<Fault> {
         self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -112,12 +130,12 @@ impl Shared {
 impl Monitor {
     pub fn start(place: &Place, prefix: &str, settings: &Ranks, interrupt: &Interrupt) -> Result<Self, WorldError> {
         let peer_timeout = Duration::from_secs_f64(settings.peer_timeout);
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new());
         let monitor = Self { shared: shared.clone(), place: place.clone(), prefix: prefix.into(), peer_timeout };
-        let store = monitor.client().map_err(|source| WorldError::Native { rank: place.rank, source })?;
+        let store = monitor.client(peer_timeout).map_err(|source| WorldError::Native { rank: place.rank, source })?;
         let watch = Watch {
             store,
-            shared,
+            shared: shared.clone(),
             place: place.clone(),
             prefix: prefix.into(),
             peer_timeout,
@@ -125,17 +143,18 @@ impl Monitor {
             host: host_name(),
             beat: 0,
             seen: vec![None; place.size],
-            reached: Instant::now(),
-            faulted: None,
+            read: false,
         };
         std::thread::spawn(move || watch.run());
+        let place = place.clone();
+        std::thread::spawn(move || guard(&shared, &place, peer_timeout));
         Ok(monitor)
     }
 
     /// A client of its own: calls of one client wait for each other.
-    fn client(&self) -> Result<Store, NativeError> {
+    fn client(&self, limit: Duration) -> Result<Store, NativeError> {
         let host = if self.place.rank == 0 && self.place.rank_zero_serves { "localhost" } else { &self.place.host };
-        Store::connect(host, self.place.port, self.peer_timeout)
+        Store::connect(host, self.place.port, limit)
     }
 
     pub fn at_step(&self, step: u64) {
@@ -152,21 +171,26 @@ impl Monitor {
 
     /// See [`super::World::cause`].
     pub fn cause(&self, error: &str) -> Option<Fault> {
-        let is_theirs = is_communication(error);
-        let client = self.client().ok();
-        if let (Some(store), false) = (&client, is_theirs) {
-            let step = self.shared.step.load(Ordering::Relaxed);
-            let _ = publish(store, &self.prefix, &Fault::own(&self.place, step, error));
+        if let Some(fault) = self.shared.fault() {
+            return Some(fault);
         }
-        if !is_theirs {
+        let client = self.client(self.peer_timeout.min(PATIENCE));
+        if !is_communication(error) {
+            let fault = Fault::own(&self.place, self.step(), error);
+            if let Ok(store) = &client {
+                let _ = publish(store, &self.prefix, &fault);
+                // Rank 0 may hold the store.
+                let _ = wait_for_readers(store, &self.prefix, &self.place);
+            }
             return None;
         }
-        let found = match client {
-            Some(store) => self.find_cause(&store).unwrap_or_else(|_| self.shared.fault().or_else(|| Some(self.store_gone()))),
-            None => Some(self.store_gone()),
-        };
-        // The first word about it is the last.
+        let found = client.and_then(|store| self.find_cause(&store));
+        let found = found.unwrap_or_else(|_| Some(store_gone(&self.place, self.step())));
         found.inspect(|fault| self.shared.set_fault(fault.clone()))
+    }
+
+    fn step(&self) -> u64 {
+        self.shared.step.load(Ordering::Relaxed)
     }
 
     /// A rank that failed with a word has written it; one that was killed beats no more.
@@ -189,13 +213,11 @@ impl Monitor {
             silent = still;
         }
         let Some((rank, life)) = silent.into_iter().next() else { return Ok(None) };
-        let fault = Fault { rank, host: life.host, pid: life.pid, step: life.step, error: None, silent: None };
+        // Its last sign of life may be older than the step in which this rank waited for it.
+        let step = life.step.max(self.step());
+        let fault = Fault { rank, host: life.host, pid: life.pid, step, error: None, silent: None };
         publish(store, &self.prefix, &fault)?;
         Ok(read_fault(store, &self.prefix)?.or(Some(fault)))
-    }
-
-    fn store_gone(&self) -> Fault {
-        store_gone(&self.place, self.shared.step.load(Ordering::Relaxed))
     }
 }
 
@@ -224,9 +246,8 @@ struct Watch {
     beat: u64,
     /// The last sign of life of each rank that is watched, and when it was new.
     seen: Vec<Option<(Life, Instant)>>,
-    /// When the store was reached last.
-    reached: Instant,
-    faulted: Option<Instant>,
+    /// A failure was read, and said to be.
+    read: bool,
 }
 
 impl Watch {
@@ -236,15 +257,13 @@ impl Watch {
             if last.elapsed() > 4 * BEAT {
                 // This process was stopped itself, perhaps with all others: their clocks begin anew.
                 self.seen.iter_mut().flatten().for_each(|(_, at)| *at = Instant::now());
-                self.reached = Instant::now();
             }
             last = Instant::now();
-            match self.beat() {
-                Ok(()) => self.reached = Instant::now(),
-                Err(_) if self.shared.ending.load(Ordering::Relaxed) => return,
-                Err(_) => self.store_lost(),
+            if self.beat().is_ok() {
+                self.shared.reached_now();
+            } else if self.shared.ending.load(Ordering::Relaxed) {
+                return;
             }
-            self.leave_if_stuck();
             std::thread::sleep(BEAT);
         }
     }
@@ -262,6 +281,9 @@ impl Watch {
         }
         if let Some(fault) = read_fault(&self.store, &self.prefix)? {
             self.shared.set_fault(fault);
+            if !std::mem::replace(&mut self.read, true) {
+                self.store.add(&readers(&self.prefix), 1)?;
+            }
             return Ok(());
         }
         self.look_for_the_silent()
@@ -289,26 +311,56 @@ impl Watch {
         }
         Ok(())
     }
+}
 
-    fn store_lost(&mut self) {
-        if self.reached.elapsed() > self.peer_timeout.min(GRACE) {
-            let mut fault = store_gone(&self.place, self.step());
-            fault.silent = Some(self.reached.elapsed().as_secs_f64());
-            self.shared.set_fault(fault);
+/// Ends the process when the others have failed and the thread that trains waits for them, or when the store does not answer: a
+/// call to it may wait without an end when the network is cut.
+fn guard(shared: &Shared, place: &Place, peer_timeout: Duration) {
+    let (mut last, mut faulted) = (Instant::now(), None);
+    while !shared.stop.load(Ordering::Relaxed) {
+        if last.elapsed() > 4 * BEAT {
+            // This process was stopped itself.
+            shared.reached_now();
         }
+        last = Instant::now();
+        let silent = shared.since_reached();
+        if silent > peer_timeout {
+            if shared.ending.load(Ordering::Relaxed) {
+                return;
+            }
+            shared.set_fault(Fault { silent: Some(silent.as_secs_f64()), ..store_gone(place, shared.step.load(Ordering::Relaxed)) });
+        }
+        if let Some(fault) = shared.fault() {
+            // One that hangs is found by nobody else.
+            let grace = if fault.silent.is_some() { 2 * BEAT } else { GRACE };
+            if faulted.get_or_insert_with(Instant::now).elapsed() >= grace && !shared.stop.load(Ordering::Relaxed) {
+                let _ = writeln!(std::io::stderr(), "linformer: {fault}");
+                leave(1);
+            }
+        }
+        std::thread::sleep(BEAT);
     }
+}
 
-    /// The thread that trains may wait for a rank that does not come: it has a short time to end by itself.
-    fn leave_if_stuck(&mut self) {
-        let Some(fault) = self.shared.fault() else { return };
-        // One that hangs is found by nobody else.
-        let grace = if fault.silent.is_some() { BEAT } else { GRACE };
-        let since = *self.faulted.get_or_insert_with(Instant::now);
-        if since.elapsed() >= grace && !self.shared.stop.load(Ordering::Relaxed) {
-            let _ = writeln!(std::io::stderr(), "linformer: rank {}: {fault}", self.place.rank);
-            leave(1);
+fn readers(prefix: &str) -> String {
+    format!("{prefix}/readers")
+}
+
+/// Says that this rank has read of the failure.
+pub fn has_read(store: &Store, prefix: &str) -> Result<(), NativeError> {
+    store.add(&readers(prefix), 1).map(|_| ())
+}
+
+/// The process that serves the store waits a short time until the others know why it ends.
+pub fn wait_for_readers(store: &Store, prefix: &str, place: &Place) -> Result<(), NativeError> {
+    let begun = Instant::now();
+    while place.rank == 0 && place.rank_zero_serves && begun.elapsed() < PATIENCE {
+        if store.add(&readers(prefix), 0)? >= place.size as i64 - 1 {
+            break;
         }
+        std::thread::sleep(BEAT / 10);
     }
+    Ok(())
 }
 
 #[cfg(test)]

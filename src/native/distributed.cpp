@@ -2,6 +2,7 @@
 #include "shim.h"
 
 #include <ATen/ATen.h>
+#include <c10/util/Logging.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/utils/lambda_post_hook.h>
 #include <torch/csrc/autograd/variable.h>
@@ -12,6 +13,7 @@
 #include <torch/csrc/distributed/c10d/reducer.hpp>
 
 #include <condition_variable>
+#include <cstdlib>
 #include <deque>
 #include <mutex>
 #include <thread>
@@ -193,9 +195,20 @@ c10d::Store& store_of(void* store) { return *static_cast<Store*>(store)->store; 
 Group& group_of(void* group) { return **static_cast<std::shared_ptr<Group>*>(group); }
 }  // namespace
 
+// c10d tells of every attempt to connect; what matters comes as an error. What the user has set stays.
+static void quiet() {
+  static const bool done = [] {
+    setenv("TORCH_CPP_LOG_LEVEL", "ERROR", 0);
+    c10::initLogging();
+    return true;
+  }();
+  (void)done;
+}
+
 // A client of the store at host:port, which also serves it if `serve`. `port` 0 takes a free one, which is written back.
 extern "C" void* linformer_store_open(const char* host, int* port, int serve, int64_t timeout_ms) {
   LINFORMER_TRY
+  quiet();
   c10d::TCPStoreOptions options;
   options.port = static_cast<uint16_t>(*port);
   options.isServer = serve;

@@ -83,13 +83,7 @@ pub fn restart_with_short_spin() {
     }
     if let Ok(program) = std::env::current_exe() {
         // `exec` returns only if it failed; then the long spin costs speed, nothing else.
-        let mut again = std::process::Command::new(program);
-        again.args(std::env::args_os().skip(1)).env("GOMP_SPINCOUNT", "10000");
-        if std::env::var_os("TORCH_CPP_LOG_LEVEL").is_none() {
-            // c10d tells of every attempt to connect; what matters comes as an error.
-            again.env("TORCH_CPP_LOG_LEVEL", "ERROR");
-        }
-        let _ = again.exec();
+        let _ = std::process::Command::new(program).args(std::env::args_os().skip(1)).env("GOMP_SPINCOUNT", "10000").exec();
     }
 }
 
