@@ -31,6 +31,7 @@ pub mod texts;
 pub mod theorems;
 
 use crate::config::{Config, Origins};
+use crate::distributed::World;
 use crate::native::panics::catch;
 use crate::train::interrupt::Interrupt;
 use crate::train::run::Resume;
@@ -41,6 +42,8 @@ use serde_json::Value;
 pub struct Start {
     pub name: String,
     pub resume: Resume,
+    /// The ranks that train together.
+    pub world: World,
     pub interrupt: Interrupt,
 }
 
