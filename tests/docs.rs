@@ -219,6 +219,7 @@ fn tasks_and_predictions() {
     assert!(run_page("docs/tasks.md", &lab) >= 5);
     lab.write("other.json", lab.read("mine.json"));
     assert!(run_page("docs/predictions.md", &lab) >= 8);
+    std::fs::remove_dir_all(lab.path("runs/mine")).unwrap();
     assert!(run_page("docs/data.md", &lab) >= 2);
 }
 

@@ -80,6 +80,9 @@ enum Command {
   linformer finetune experiments/demo/finetune.json data.task=period run.init_from=runs/k16 train.seed=1 run.dir=runs/period-1")]
     Finetune(RunArgs),
     /// Run a command as several processes of this machine: launch --nproc 4 pretrain CONFIG
+    #[command(after_help = "Examples:
+  linformer launch --nproc 2 pretrain mine.json
+  linformer launch --nproc 4 pretrain mine.json --resume auto train.max_steps=2000")]
     Launch {
         /// Ranks
         #[arg(long)]
@@ -163,10 +166,17 @@ enum Command {
         cell: Option<String>,
     },
     /// Singular values of attention matrices (paper, Figure 1)
+    #[command(after_help = "Examples:
+  linformer spectrum runs/full --out spectrum
+  linformer spectrum runs/full --out spectrum --projections 16 32 # E and F to start from: run.projections_from")]
     Spectrum(study::SpectrumArgs),
     /// Error of the paper's approximations of attention, beside its bound (theorems 1 and 2)
+    #[command(after_help = "Examples:
+  linformer theorems runs/full --out theorems -k 8 16 32")]
     Theorems(study::TheoremsArgs),
     /// Loss on text moved by some places: how bound to positions is a model?
+    #[command(after_help = "Examples:
+  linformer shift runs/full runs/k32 --out shift --by 0,1,8")]
     Shift(study::ShiftArgs),
     /// Every number that follows from a config, before anything runs
     #[command(after_help = "Examples:
@@ -187,8 +197,14 @@ enum Command {
         cluster: Option<Cluster>,
     },
     /// A Hugging Face or fairseq checkpoint becomes a model that runs start from, full attention or made a Linformer
+    #[command(after_help = "Examples:
+  linformer import roberta-base --out models/roberta
+  linformer import roberta-base --out models/roberta-k128 --projected-dimension 128 --projection-init jl")]
     Import(exchange::ImportArgs),
     /// A run or imported model becomes a folder that transformers loads
+    #[command(after_help = "Examples:
+  linformer export runs/k32 --out k32-for-transformers
+  linformer export runs/full --out full --as bert --dtype bf16")]
     Export(exchange::ExportArgs),
     /// Corpora and tasks
     #[command(subcommand)]
@@ -244,6 +260,9 @@ enum DataCommand {
         count: usize,
     },
     /// Generate Long Range Arena's ListOps: task rows and a tokenizer
+    #[command(after_help = "Examples:
+  linformer data listops data/glue/ListOps                  # as published
+  linformer data listops small --train-rows 2000 --min-length 20 --max-length 100")]
     Listops(study::ListopsArgs),
     /// Derive the two embedded tasks from the corpus of a pretraining config, split by its held-out documents
     #[command(after_help = "Examples:

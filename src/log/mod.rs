@@ -68,7 +68,7 @@ impl Log {
 
     /// No sinks: another rank has them.
     pub fn silent() -> Self {
-        Self { lines: None, events: None, progress: Progress::silent() }
+        Self { lines: None, histograms: None, events: None, progress: Progress::silent() }
     }
 
     /// One record to every sink.

@@ -224,7 +224,7 @@ fn feed_forward_and_output_norm_are_their_compositions() {
 #[test]
 fn heads_are_their_composition() {
     // The gradients of the queries are small differences of large sums.
-    for (kind, tolerance) in [(Kind::Float, 5e-5), (Kind::BFloat16, 5e-2)] {
+    for (kind, tolerance) in [(Kind::Float, 2e-4), (Kind::BFloat16, 5e-2)] {
         if !attention_is_supported(kind, Device::Cpu, 32) {
             continue;
         }
