@@ -30,17 +30,24 @@ fn import_fixture(lab: &Lab, name: &str, more: &[&str]) -> common::Ran {
     lab.run(&[&["import", text(&fixture(name)), "--out", name], more].concat())
 }
 
-fn imported(lab: &Lab, name: &str, more: &[&str]) -> String {
-    let ran = import_fixture(lab, name, more);
-    assert_eq!(ran.code, 0, "{name}: {}{}", ran.stdout, ran.stderr);
-    ran.stdout
+/// What the command does, in this process: one for each of many cases would take long.
+fn take(source: PathBuf, from: From) -> Result<import::Imported, String> {
+    let num_attention_heads = (from == From::Fairseq).then_some(2);
+    let request = Request { source, from, tokenizer: None, num_attention_heads, linformer: None };
+    import::import(&request, &mut |_| {}).map_err(|e| e.to_string())
 }
 
-/// Why a folder of the lab is not taken, asked of the library: a process for each of many cases would take long.
+/// Imports a fixture under its name and gives the report.
+fn imported(lab: &Lab, name: &str) -> String {
+    let from = if name.starts_with("fairseq") { From::Fairseq } else { From::HuggingFace };
+    let taken = take(fixture(name), from).unwrap();
+    taken.write(&lab.path(name)).unwrap();
+    taken.report.text()
+}
+
+/// Why a folder of the lab is not taken.
 fn refusal(lab: &Lab, folder: &str) -> String {
-    let request =
-        Request { source: lab.path(folder), from: From::HuggingFace, tokenizer: None, num_attention_heads: None, linformer: None };
-    let message = import::import(&request, &mut |_| {}).err().expect("it was taken").to_string();
+    let message = take(lab.path(folder), From::HuggingFace).err().expect("it was taken");
     assert!(!message.contains('\n'), "{message}");
     message
 }
@@ -103,7 +110,7 @@ fn assert_equals_expected(lab: &Lab, name: &str) {
 fn checkpoints_give_the_logits_of_transformers() {
     let lab = Lab::new();
     for name in CHECKPOINTS {
-        imported(&lab, name, &[]);
+        imported(&lab, name);
         assert_equals_expected(&lab, name);
     }
 }
@@ -112,7 +119,7 @@ fn checkpoints_give_the_logits_of_transformers() {
 fn fairseq_state_dicts_give_its_logits_and_the_padding_difference_is_stated() {
     let lab = Lab::new();
     for name in FAIRSEQ {
-        let said = imported(&lab, name, &["--from", "fairseq", "--num-attention-heads", "2"]);
+        let said = imported(&lab, name);
         assert_equals_expected(&lab, name);
         assert!(said.contains("fairseq compresses padding like text"), "{said}");
         let sharing = name.strip_prefix("fairseq_").unwrap();
@@ -122,14 +129,14 @@ fn fairseq_state_dicts_give_its_logits_and_the_padding_difference_is_stated() {
     assert!(ran.code == 1 && ran.stderr.contains("already"), "{}", ran.stderr);
     let ran = lab.run(&["import", text(&fixture("fairseq_headwise")), "--out", "x", "--from", "fairseq"]);
     assert!(ran.stderr.contains("--num-attention-heads"), "{}", ran.stderr);
-    let ran = lab.run(&["import", text(&fixture("bert_mlm")), "--out", "x", "--from", "fairseq"]);
-    assert!(ran.stderr.contains("not the state dict of a fairseq RoBERTa"), "{}", ran.stderr);
+    let message = take(fixture("bert_mlm"), From::Fairseq).err().unwrap();
+    assert!(message.contains("not the state dict of a fairseq RoBERTa"), "{message}");
 }
 
 #[test]
 fn what_was_taken_left_and_missing_is_said() {
     let lab = Lab::new();
-    let said = imported(&lab, "bert_mlm", &[]);
+    let said = import_fixture(&lab, "bert_mlm", &[]).stdout;
     for line in [
         "left     cls.seq_relationship.weight [2, 16]: next-sentence prediction has no place here",
         "left     bert.pooler.dense.weight [16, 16]: the pooler",
@@ -147,7 +154,7 @@ fn what_was_taken_left_and_missing_is_said() {
     let gamma = taken.iter().find(|t| t["ours"] == "roberta.embeddings.LayerNorm.weight").unwrap();
     assert_eq!(gamma["theirs"], "bert.embeddings.LayerNorm.gamma");
     assert!(said.contains(&format!("taken    {} tensors", taken.len())));
-    let said = imported(&lab, "bert_encoder", &[]);
+    let said = imported(&lab, "bert_encoder");
     assert!(said.contains("missing  a masked-LM head"), "{said}");
 }
 
@@ -290,7 +297,7 @@ fn hostile_weights_are_errors() {
 fn an_export_has_the_bits_of_the_checkpoint() {
     let lab = Lab::new();
     for name in CHECKPOINTS {
-        imported(&lab, name, &[]);
+        imported(&lab, name);
         let family = name.split('_').next().unwrap();
         let dtype = match name {
             "roberta_regression" => "fp16",
@@ -305,8 +312,8 @@ fn an_export_has_the_bits_of_the_checkpoint() {
         let shards = shards.filter(|p| p.extension().is_some_and(|e| e == "safetensors") && !p.ends_with("expected.safetensors"));
         let mut expected: Vec<(String, Tensor)> = shards.flat_map(|path| tensors(&path)).collect();
         let dropped = ["seq_relationship", "decoder", "position_ids"];
-        let pooler = name != "bert_classifier";
-        expected.retain(|(name, _)| !dropped.iter().any(|d| name.contains(d)) && !(pooler && name.contains("pooler")));
+        let pooler = (name != "bert_classifier").then_some("pooler");
+        expected.retain(|(name, _)| !dropped.iter().copied().chain(pooler).any(|d| name.contains(d)));
         expected
             .iter_mut()
             .for_each(|(name, _)| *name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"));
@@ -369,13 +376,13 @@ fn a_linformer_goes_out_and_comes_back_bit_for_bit() {
 #[test]
 fn an_imported_model_predicts_is_fine_tuned_and_trained_on() {
     let lab = Lab::new();
-    imported(&lab, "roberta_classifier", &[]);
+    imported(&lab, "roberta_classifier");
     lab.write("lines.txt", "the ship sailed\nit was cold but calm\n");
     let said = lab.ok(&["predict", "roberta_classifier", "lines.txt", "--format", "jsonl"]).stdout;
     let rows: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(rows.len() == 2 && rows[0]["probabilities"]["glad"].is_number(), "{said}");
 
-    imported(&lab, "bert_encoder", &[]);
+    imported(&lab, "bert_encoder");
     lab.write("train.tsv", common::task_rows(16));
     lab.write("dev.tsv", common::task_rows(8));
     let task = json!({"name": "own", "train": "train.tsv", "dev": "dev.tsv", "text": "text", "label": "label", "labels": ["0", "1"]});
@@ -398,7 +405,7 @@ fn an_imported_model_predicts_is_fine_tuned_and_trained_on() {
 #[test]
 fn full_attention_becomes_a_linformer() {
     let lab = Lab::new();
-    imported(&lab, "roberta_mlm", &[]);
+    imported(&lab, "roberta_mlm");
     let words = "the ship sailed at dawn and a letter came from her sister who praised the garden in winter it was cold but calm ";
     lab.write("words.txt", words.repeat(40));
     let full = tensors(&lab.path("roberta_mlm/checkpoints/step-00000000/model.safetensors"));
@@ -438,7 +445,7 @@ fn full_attention_becomes_a_linformer() {
 #[test]
 fn the_exported_tokenizer_makes_the_layout_that_the_model_was_trained_on() {
     let lab = Lab::new();
-    imported(&lab, "bert_encoder", &[]);
+    imported(&lab, "bert_encoder");
     let rows: String = (0..16).map(|i| format!("the ship\tit was cold\t{}\n", i % 2)).collect();
     lab.write("pairs.tsv", format!("a\tb\tlabel\n{rows}"));
     let task = json!({"name": "own", "train": "pairs.tsv", "dev": "pairs.tsv", "text": "a", "text_pair": "b", "label": "label", "labels": ["0", "1"]});
@@ -465,7 +472,7 @@ fn the_exported_tokenizer_makes_the_layout_that_the_model_was_trained_on() {
 #[test]
 fn exports_carry_the_format_of_pytorch() {
     let lab = Lab::new();
-    imported(&lab, "roberta_mlm", &[]);
+    imported(&lab, "roberta_mlm");
     lab.ok(&["export", "roberta_mlm", "--out", "out"]);
     let bytes = lab.read_bytes("out/model.safetensors");
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
