@@ -219,7 +219,7 @@ fn tasks_and_predictions() {
     assert!(run_page("docs/tasks.md", &lab) >= 5);
     lab.write("other.json", lab.read("mine.json"));
     assert!(run_page("docs/predictions.md", &lab) >= 8);
-    assert!(run_page("docs/data.md", &lab) >= 2);
+    assert!(run_page("docs/data.md", &desk()) >= 2);
 }
 
 #[test]
