@@ -228,7 +228,7 @@ fn logs_and_the_shell() {
     lab.config("mine.json", &[("run.dir", json!("runs/with-histograms"))]);
     assert!(run_page("docs/tensorboard.md", &lab) >= 4);
     assert!(run_page("docs/shell.md", &lab) >= 7);
-    for page in ["docs/fetching.md", "docs/reliability.md", "docs/questions.md"] {
+    for page in ["docs/fetching.md", "docs/reliability.md", "docs/questions.md", "docs/experiments.md", "docs/reproduction.md"] {
         run_page(page, &lab);
     }
 }
