@@ -6,7 +6,7 @@ mod doctor;
 mod fetch;
 
 use crate::config::sweep::Sweep;
-use crate::config::{load, Config, Origins, Precision};
+use crate::config::{load, Config, Origins, Precision, Ranks};
 use crate::data::derive::{derive, Amounts};
 use crate::data::prepare::{open_verified, prepare, prepared_folder};
 use crate::distributed::launch::{self, Launch};
@@ -15,6 +15,7 @@ use crate::distributed::{joined, World, WorldError};
 use crate::experiments::efficiency::Efficiency;
 use crate::experiments::info::{describe, Speed};
 use crate::experiments::report::Report;
+use crate::experiments::scaling::{self, Machine, Network};
 use crate::experiments::sweep::{slurm_script, Share};
 use crate::experiments::{self, predict, Finished, Start};
 use crate::native::process::leave;
@@ -143,6 +144,29 @@ enum Command {
         /// Peak of the device in TFLOP/s [default: measured here]
         #[arg(long)]
         peak_tflops: Option<f64>,
+    },
+    /// Time the sum of gradients between the ranks of a job, as JSON lines: launch --nproc 4 collectives
+    Collectives {
+        /// The largest sum
+        #[arg(long, default_value_t = 64)]
+        mib: usize,
+        #[arg(long, default_value = "9")]
+        repetitions: NonZeroUsize,
+    },
+    /// What 1 to 1,024 ranks would bring, by a model of computing and communication
+    Scaling {
+        /// Config (JSON)
+        config: PathBuf,
+        overrides: Vec<String>,
+        /// Share of the device's peak that training reaches
+        #[arg(long, default_value_t = 0.4)]
+        mfu: f64,
+        /// Peak of a rank's device in TFLOP/s
+        #[arg(long)]
+        peak_tflops: f64,
+        /// A network of your own: microseconds before the first byte, and GB/s of a rank [default: four usual ones]
+        #[arg(long, num_args = 2, value_names = ["ALPHA_US", "BETA_GBS"])]
+        network: Vec<f64>,
     },
     /// Corpora and tasks
     #[command(subcommand)]
@@ -304,6 +328,19 @@ fn run(command: Command) -> Result<Finished> {
         }
         Command::Report { dirs, out } => report(&dirs, out),
         Command::Info { config, overrides, mfu, peak_tflops } => info(&config, &overrides, mfu, peak_tflops),
+        Command::Collectives { mib, repetitions } => collectives(mib << 20, repetitions.get()),
+        Command::Scaling { config, overrides, mfu, peak_tflops, network } => {
+            let (config, origins) = load::load(&config, &overrides)?;
+            let networks = match network[..] {
+                [alpha, beta] => vec![Network { name: "--network".into(), alpha: alpha / 1e6, beta: beta * 1e9 }],
+                _ => Network::usual(),
+            };
+            if [mfu, peak_tflops].iter().chain(networks.iter().flat_map(|n| [&n.alpha, &n.beta])).any(|v| !(*v > 0.0 && v.is_finite())) {
+                bail!("--mfu, --peak-tflops and --network: expected numbers above 0");
+            }
+            out(&scaling::describe(&config, &origins, &Machine { mfu, peak_tflops, networks })?)?;
+            Ok(Finished::Done(Value::Null))
+        }
         Command::Data(command) => data(command),
         Command::Doctor => doctor::run(),
     }
@@ -360,6 +397,25 @@ fn train(args: RunArgs, finetune: bool) -> Result<Finished> {
         out(&(serde_json::to_string_pretty(summary)? + "\n"))?;
     }
     Ok(finished)
+}
+
+fn collectives(largest: usize, repetitions: usize) -> Result<Finished> {
+    let Some(place) = Place::from_environment()? else {
+        bail!("this is one process; start several: linformer launch --nproc 2 collectives")
+    };
+    let world = World::join(place, &Ranks::default(), &Interrupt::default())?;
+    let timings = scaling::measure(&world, largest, repetitions).map_err(|error| among_ranks(&world, error.into()))?;
+    if world.is_first() {
+        for timing in &timings {
+            out(&(serde_json::to_string(timing)? + "\n"))?;
+        }
+        if let Some((alpha, beta)) = scaling::fit(&timings) {
+            let (alpha, beta) = (alpha * 1e6, beta / 1e9);
+            say(&format!("alpha {alpha:.1} us, beta {beta:.3} GB/s: linformer scaling CONFIG --network {alpha:.1} {beta:.3}"));
+        }
+    }
+    world.finish()?;
+    Ok(Finished::Done(Value::Null))
 }
 
 /// A failure of this rank, of which the others are told; or the one that it comes from.

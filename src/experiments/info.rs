@@ -50,7 +50,7 @@ pub fn describe(config: &Config, origins: &Origins, speed: Speed) -> Result<Stri
 }
 
 /// The model with its vocabulary and positions: the checkpoint's, or what config and tokenizer file say.
-fn resolved(config: &Config, origins: &Origins) -> Result<Model> {
+pub(super) fn resolved(config: &Config, origins: &Origins) -> Result<Model> {
     if let Some(parent) = Parent::find(config)? {
         return parent.merge_model(&config.model, origins);
     }

@@ -1,6 +1,6 @@
 //! One file per thing that the paper did: [`pretrain`] (Figure 3), [`finetune`] (Table 2), [`sweep`] (both, over a grid), [`efficiency`] (Table 3),
 //! [`report`] (their tables and curves); [`predict`] uses and scores a fine-tuned model ([`classifier`]); [`show`] prints what a model sees,
-//! [`replay`] looks into a run that went wrong, [`info`] says what a config comes to before it runs, [`setup`] is what all share.
+//! [`replay`] looks into a run that went wrong, [`info`] says what a config comes to before it runs, [`scaling`] what more ranks would bring, [`setup`] is what all share.
 
 pub mod classifier;
 pub mod efficiency;
@@ -11,6 +11,7 @@ pub mod predict;
 pub mod pretrain;
 pub mod replay;
 pub mod report;
+pub mod scaling;
 pub mod setup;
 pub mod show;
 pub mod sweep;

@@ -42,7 +42,7 @@ pub enum RunError {
 }
 
 /// Keys that may differ on resume: how long, how often, where; never what is learned from what.
-pub const MAY_CHANGE: [&str; 18] = [
+pub const MAY_CHANGE: [&str; 19] = [
     "train.max_steps",
     "train.log_every",
     "train.eval_every",
@@ -60,6 +60,7 @@ pub const MAY_CHANGE: [&str; 18] = [
     "run.ranks.collective_timeout",
     "run.ranks.bucket_mib",
     "run.ranks.compare_every",
+    "run.ranks.shard_optimizer",
     "data.cache_dir",
 ];
 
