@@ -140,7 +140,9 @@ fn start(run: &SweepRun, configs: &Path, device: Option<usize>) -> Result<Child>
     let mut process = Command::new(program);
     process.arg(command).arg(&path).args(["--resume", "auto", "--quiet"]);
     // A task of a job step is one run here, not one rank of many.
-    ["SLURM_STEP_NUM_TASKS", "RANK", "WORLD_SIZE"].iter().for_each(|name| drop(process.env_remove(name)));
+    for name in ["SLURM_STEP_NUM_TASKS", "RANK", "WORLD_SIZE"] {
+        process.env_remove(name);
+    }
     if let Some(device) = device.filter(|_| run.config.run.device == "cuda" && std::env::var_os("CUDA_VISIBLE_DEVICES").is_none()) {
         process.env("CUDA_VISIBLE_DEVICES", device.to_string());
     }

@@ -4,6 +4,7 @@
 //! all ranks, which all need the norm. A checkpoint holds the whole state: it does not depend on the number of ranks.
 
 use super::optimizer::Optimizer;
+use crate::config::Train;
 use crate::distributed::World;
 use crate::model::Parameters;
 use crate::native::NativeError;
@@ -59,7 +60,7 @@ impl Shard {
         &self,
         world: &World,
         parameters: &Parameters,
-        settings: &crate::config::Train,
+        settings: &Train,
         own: &Optimizer,
     ) -> Result<Option<Optimizer>, NativeError> {
         let Some(group) = world.group() else { return Ok(None) };
@@ -73,7 +74,7 @@ impl Shard {
                 let target = into.as_mut().and_then(Iterator::next);
                 let tensor = match (*owner == world.rank()).then(|| mine.next()).flatten() {
                     Some(tensor) => tensor.shallow_clone(),
-                    None => Tensor::empty(&shape, (Kind::Float, parameters.device())),
+                    None => Tensor::empty(shape.as_slice(), (Kind::Float, parameters.device())),
                 };
                 group.broadcast(&tensor, *owner)?;
                 if let Some(target) = target {
@@ -81,6 +82,7 @@ impl Shard {
                 }
             }
         }
+        drop(into);
         Ok(whole)
     }
 }
