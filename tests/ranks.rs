@@ -450,6 +450,56 @@ fn a_network_that_is_cut_ends_all_in_bounded_time() {
     }
 }
 
+/// ZeRO-1; the run goes on without it, and with another number of ranks.
+#[test]
+fn a_sharded_optimizer_gives_the_same_bits_and_the_same_checkpoint() {
+    let lab = Lab::new();
+    for precision in ["fp32", "bf16"] {
+        lab.config("c.json", &[("train.precision", json!(precision)), ("train.schedule", json!("constant"))]);
+        let (plain, sharded) = (format!("plain-{precision}"), format!("sharded-{precision}"));
+        let [plain_dir, sharded_dir] = [&plain, &sharded].map(|run| format!("run.dir={run}"));
+        let zero = "run.ranks.shard_optimizer=true";
+        launched(&lab, 3, &["pretrain", "c.json", &plain_dir, "--quiet"]);
+        launched(&lab, 3, &["pretrain", "c.json", &sharded_dir, zero, "train.max_steps=4", "--quiet"]);
+        launched(&lab, 3, &["pretrain", "c.json", &sharded_dir, zero, "--resume", "auto", "--quiet"]);
+        assert_eq!(weights_sha256(&lab.path(&plain), 6), weights_sha256(&lab.path(&sharded), 6), "{precision}");
+        launched(&lab, 1, &["pretrain", "c.json", &sharded_dir, "train.max_steps=8", "--resume", "auto", "--quiet"]);
+    }
+}
+
+#[test]
+fn sums_between_ranks_are_timed() {
+    let lab = Lab::new();
+    let ran = launch(&lab, 3, &["collectives", "--mib", "1", "--repetitions", "3"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let lines: Vec<Value> = ran.stdout.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(lines.iter().map(|l| l["bytes"].as_f64().unwrap()).collect::<Vec<_>>(), [4096.0, 16384.0, 65536.0, 262144.0, 1048576.0]);
+    assert!(lines.iter().all(|l| l["ranks"] == 3 && l["seconds"].as_f64().unwrap() > 0.0));
+}
+
+#[test]
+fn a_sweep_makes_several_runs_at_a_time_or_is_an_array() {
+    let lab = Lab::new();
+    lab.config("c.json", &[]);
+    lab.write("s.json", json!({"base": "c.json", "dir": "sweep", "grid": {"train.seed": [0, 1, 2]}}).to_string());
+    let script = lab.ok(&["sweep", "s.json", "--emit-slurm", "train.max_steps=4"]).stdout;
+    assert!(script.contains("#SBATCH --array=0-2\n") && script.contains("'train.max_steps=4' --only \"$SLURM_ARRAY_TASK_ID\""), "{script}");
+    // As a job of the array: one run, whatever the variables of its step say.
+    let job = lab
+        .command(&["sweep", "s.json", "--only", "1", "train.max_steps=4"])
+        .env("SLURM_STEP_NUM_TASKS", "1")
+        .env("SLURM_PROCID", "0")
+        .output();
+    let job = ran(job.unwrap());
+    assert_eq!(job.code, 0, "{}", job.stderr);
+    assert!(lab.path("sweep/seed=1/summary.json").exists() && !lab.path("sweep/seed=0").exists());
+    assert_eq!(lab.run(&["sweep", "s.json", "--only", "3"]).code, 1);
+    let all = lab.ok(&["sweep", "s.json", "--at-once", "2", "train.max_steps=4"]);
+    assert!(all.stdout.lines().nth(1).unwrap().contains(" 3 "), "{}", all.stdout);
+    let one = lab.ok(&["pretrain", "c.json", "run.dir=alone", "train.seed=2", "train.max_steps=4", "--quiet"]);
+    assert_eq!(weights_sha256(&lab.path("alone"), 4), weights_sha256(&lab.path("sweep/seed=2"), 4), "{}", one.stderr);
+}
+
 #[test]
 fn one_bar_one_metrics_file_one_event_file() {
     let lab = Lab::new();

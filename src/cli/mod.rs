@@ -6,6 +6,7 @@ mod config;
 mod doctor;
 mod exchange;
 mod fetch;
+mod ranks;
 mod runs;
 mod serve;
 mod shell;
@@ -15,7 +16,6 @@ use crate::config::sweep::Sweep;
 use crate::config::{load, Config, Origins, Precision};
 use crate::data::derive::{derive, Amounts};
 use crate::data::prepare::{open_verified, prepare, prepared_folder};
-use crate::distributed::launch::{self, Launch};
 use crate::distributed::place::Place;
 use crate::distributed::{joined, World, WorldError};
 use crate::experiments::efficiency::Efficiency;
@@ -83,17 +83,7 @@ enum Command {
     #[command(after_help = "Examples:
   linformer launch --nproc 2 pretrain mine.json
   linformer launch --nproc 4 pretrain mine.json --resume auto train.max_steps=2000")]
-    Launch {
-        /// Ranks
-        #[arg(long)]
-        nproc: NonZeroUsize,
-        /// Folder for the logs of the ranks but the first
-        #[arg(long, default_value = "runs/ranks")]
-        logs: PathBuf,
-        /// pretrain or finetune, with its arguments
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
-        arguments: Vec<String>,
-    },
+    Launch(ranks::LaunchArgs),
     /// Run every config of a sweep file, skipping what is done
     #[command(after_help = "Examples:
   linformer sweep experiments/small/k-sweep.json
@@ -206,6 +196,16 @@ enum Command {
   linformer export runs/k32 --out k32-for-transformers
   linformer export runs/full --out full --as bert --dtype bf16")]
     Export(exchange::ExportArgs),
+    /// Time the sum of gradients between the ranks of a job, as JSON lines
+    #[command(after_help = "Examples:
+  linformer launch --nproc 4 collectives
+  linformer launch --nproc 2 collectives --mib 16")]
+    Collectives(ranks::CollectivesArgs),
+    /// What 1 to 1,024 ranks would bring, by a model of computing and communication
+    #[command(after_help = "Examples:
+  linformer scaling experiments/paper/pretrain.json --peak-tflops 989
+  linformer scaling mine.json --peak-tflops 0.3 --network 50 1.2   # 50 us before the first byte, 1.2 GB/s")]
+    Scaling(ranks::ScalingArgs),
     /// Corpora and tasks
     #[command(subcommand)]
     Data(DataCommand),
@@ -358,15 +358,7 @@ fn run(command: Command) -> Result<Finished> {
     match command {
         Command::Pretrain(args) => train(args, false),
         Command::Finetune(args) => train(args, true),
-        Command::Launch { nproc, logs, arguments } => {
-            let interrupt = Interrupt::install()?;
-            interrupt.wait_for_checkpoint();
-            match launch::run(&Launch { count: nproc.get(), logs, arguments }, &interrupt)? {
-                0 => Ok(Finished::Done(Value::Null)),
-                INTERRUPTED => Ok(Finished::Interrupted),
-                code => Err(Exit(code).into()),
-            }
-        }
+        Command::Launch(args) => ranks::launch(args),
         Command::Sweep { file, overrides, at_once, only, emit_slurm, dry_run, collect, results } => {
             let sweep = Sweep::load(&file, &overrides)?;
             if emit_slurm {
@@ -402,6 +394,8 @@ fn run(command: Command) -> Result<Finished> {
         Command::Info { config, overrides, mfu, peak_tflops, cluster } => info(&config, &overrides, mfu, peak_tflops, cluster),
         Command::Import(args) => exchange::import(&args),
         Command::Export(args) => exchange::export(&args),
+        Command::Collectives(args) => ranks::collectives(&args),
+        Command::Scaling(args) => ranks::scaling(&args),
         Command::Data(command) => data(command),
         Command::Config(command) => done(config::run(command)),
         Command::List(args) => done(runs::list(args)),

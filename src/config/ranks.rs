@@ -17,10 +17,19 @@ pub struct Ranks {
     pub bucket_mib: f64,
     /// Steps after which the ranks compare their weights; 0: never.
     pub compare_every: u64,
+    /// ZeRO-1: each rank holds the optimizer's state of a part of the weights. Less memory, more communication, the same bits.
+    pub shard_optimizer: bool,
 }
 
 impl Default for Ranks {
     fn default() -> Self {
-        Self { join_timeout: 300.0, peer_timeout: 60.0, collective_timeout: 1800.0, bucket_mib: 25.0, compare_every: 500 }
+        Self {
+            join_timeout: 300.0,
+            peer_timeout: 60.0,
+            collective_timeout: 1800.0,
+            bucket_mib: 25.0,
+            compare_every: 500,
+            shard_optimizer: false,
+        }
     }
 }

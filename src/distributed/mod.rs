@@ -87,11 +87,6 @@ impl World {
         self.joined.as_ref().map_or(1, |j| j.place.size)
     }
 
-    /// Rank among those of this machine.
-    pub fn local_rank(&self) -> usize {
-        self.joined.as_ref().map_or(0, |j| j.place.local_rank)
-    }
-
     pub fn is_single(&self) -> bool {
         self.joined.is_none()
     }

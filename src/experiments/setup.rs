@@ -41,10 +41,11 @@ pub fn device(config: &Config, origins: &Origins, world: &World) -> Result<Devic
     if config.run.threads > 0 {
         tch::set_num_threads(i32::try_from(config.run.threads).unwrap_or(i32::MAX));
     }
-    let mut device = parse_device(&config.run.device).unwrap_or(Device::Cpu);
-    if config.run.device == "cuda" {
-        // The ranks of one machine take a device each.
-        device = Device::Cuda(world.local_rank());
+    let device = parse_device(&config.run.device).unwrap_or(Device::Cpu);
+    if let (Device::Cuda(_), false) = (device, world.is_single()) {
+        let message =
+            format!("found {}, but several ranks train on CPUs so far: use run.device=cpu, or one process a GPU", config.run.device);
+        return Err(origins.error("run.device", message).into());
     }
     if let Device::Cuda(index) = device {
         let reason = runtime::load_cuda().err();
@@ -242,8 +243,12 @@ impl<T: Task> Job<'_, T> {
             state = checkpoint.state.clone();
         }
         compare_weights(world, parameters, "before the first step")?;
+        let ranks = Ranks::new(world, &self.config.run.ranks, parameters);
         let keep = keep(&self.config.train);
         let crowded = if world.is_first() { check_room(&folder.path, estimate(parameters, &optimizer), keep)? } else { None };
+        if let Some(shard) = &ranks.shard {
+            optimizer.keep_only(|weight| shard.owns(world.rank(), weight));
+        }
         folder.write_text("tokenizer.json", &self.tokenizer.to_json()?)?;
         let peak_flops = measure_peak(parameters.device(), kind_of(self.config.train.precision));
         folder.write("environment.json", &environment(&self.config.run.device, peak_flops / 1e12))?;
@@ -271,7 +276,7 @@ impl<T: Task> Job<'_, T> {
             optimizer,
             state,
             folder,
-            ranks: Ranks::new(world, &self.config.run.ranks),
+            ranks,
             saver: if world.is_first() { Saver::new(&folder.checkpoints(), keep) } else { Saver::idle() },
             log: &mut log,
             interrupt: &interrupt,

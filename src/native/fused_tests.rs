@@ -267,7 +267,8 @@ fn heads_are_their_composition() {
                     None => x.shallow_clone(),
                 };
                 let [keys, values] = if matrices == 0 { [x.shallow_clone(), x.shallow_clone()] } else { [compress(0), compress(1)] };
-                let [q, k, v] = [(x, 0), (&keys, 1), (&values, 2)].map(|(t, i)| split(product(t, &wide(&leaves[1 + i]), &wide(&biases[i]))));
+                let [q, k, v] =
+                    [(x, 0), (&keys, 1), (&values, 2)].map(|(t, i)| split(product(t, &wide(&leaves[1 + i]), &wide(&biases[i]))));
                 let scores = (q / ((d / count) as f64).sqrt()).matmul(&k.transpose(-2, -1));
                 let scores = match &keep {
                     Some(keep) if matrices == 0 => scores.masked_fill(&keep.logical_not().unsqueeze(1).unsqueeze(1), f64::NEG_INFINITY),

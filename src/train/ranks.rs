@@ -1,6 +1,7 @@
 //! The training loop's part in a world of several ranks: which micro-batches are this rank's, the sum of the gradients, and
 //! what all ranks have to agree on. With one rank nothing here communicates, and the loop is what it is without.
 
+use super::shard::Shard;
 use crate::config::{Ranks as Settings, Train};
 use crate::distributed::World;
 use crate::model::Parameters;
@@ -22,6 +23,8 @@ pub struct Ranks<'a> {
     reducer: OnceCell<ManuallyDrop<Reduced>>,
     /// Some rank was asked to stop, as all of them know.
     stop: Cell<bool>,
+    /// If the optimizer's state is shared out.
+    pub shard: Option<Shard>,
 }
 
 /// The reducer and the weights that it is for.
@@ -39,8 +42,14 @@ pub struct Step {
 }
 
 impl<'a> Ranks<'a> {
-    pub fn new(world: &'a World, settings: &'a Settings) -> Self {
-        Self { world, settings, reducer: OnceCell::new(), stop: Cell::new(false) }
+    pub fn new(world: &'a World, settings: &'a Settings, parameters: &Parameters) -> Self {
+        let shard = (settings.shard_optimizer && !world.is_single()).then(|| Shard::new(parameters, world.size()));
+        Self { world, settings, reducer: OnceCell::new(), stop: Cell::new(false), shard }
+    }
+
+    /// After the optimizer's step: the weights that other ranks have updated.
+    pub fn after_update(&self, parameters: &Parameters) -> Result<(), NativeError> {
+        self.shard.as_ref().map_or(Ok(()), |shard| shard.exchange(self.world, parameters))
     }
 
     /// This rank's micro-batches of a batch of so many sequences. All ranks together have those of one process with as many

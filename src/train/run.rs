@@ -43,7 +43,7 @@ pub enum RunError {
 }
 
 /// Keys that may differ on resume: how long, how often, where; never what is learned from what.
-pub const MAY_CHANGE: [&str; 19] = [
+pub const MAY_CHANGE: [&str; 20] = [
     "train.max_steps",
     "train.log_every",
     "train.histogram_every",
@@ -62,6 +62,7 @@ pub const MAY_CHANGE: [&str; 19] = [
     "run.ranks.collective_timeout",
     "run.ranks.bucket_mib",
     "run.ranks.compare_every",
+    "run.ranks.shard_optimizer",
     "data.cache_dir",
 ];
 

@@ -9,6 +9,7 @@ use super::ranks::{Ranks, Step};
 use super::run::{RunError, RunFolder};
 use super::saver::{Keep, Saver};
 use super::schedule::Schedule;
+use super::shard::Shard;
 use super::state::{Rank, State, Window};
 use crate::config::{Precision, Train};
 use crate::data::loader::{self, Batches, Loader};
@@ -104,6 +105,8 @@ pub enum TrainError {
     Step { step: u64, sequences: usize, length: usize, source: NativeError },
     #[error("evaluation after step {step}: {source}")]
     Evaluation { step: u64, source: NativeError },
+    #[error("gathering the optimizer's state after step {step}: {source}")]
+    Gather { step: u64, source: NativeError },
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
@@ -208,6 +211,7 @@ impl Session<'_> {
                 self.log.histograms(step, &histograms(self.parameters));
             }
             self.optimizer.step(lr, norm).map_err(failed)?;
+            self.ranks.after_update(self.parameters).map_err(failed)?;
             self.parameters.forget_gradients().map_err(failed)?;
             self.ranks.compare(self.parameters, step).map_err(failed)?;
             return Ok(Update::Made { loss, norm });
@@ -294,7 +298,11 @@ impl Session<'_> {
     /// Starts to write a checkpoint.
     fn save(&mut self) -> Result<(), TrainError> {
         let started = Instant::now();
-        let unsynced = self.saver.save(self.parameters, &self.optimizer, &self.state, self.log.files())?;
+        let step = self.state.step;
+        let gather = |shard: &Shard| shard.gather(self.ranks.world, self.parameters, self.config, &self.optimizer);
+        let whole = self.ranks.shard.as_ref().map(gather).transpose().map_err(|source| TrainError::Gather { step, source })?.flatten();
+        let optimizer = whole.as_ref().unwrap_or(&self.optimizer);
+        let unsynced = self.saver.save(self.parameters, optimizer, &self.state, self.log.files())?;
         self.state.window.stalled += started.elapsed().as_secs_f64();
         unsynced.iter().for_each(|error| self.log.unsynced(error));
         Ok(())
