@@ -4,7 +4,7 @@ CARGO ?= cargo
 BIN := target/release/linformer
 LIBTORCH_KIND := $(if $(CUDA),cuda)
 
-.PHONY: help setup build demo demo-smoke results-small report-results test test-slow test-kill test-crash test-faults test-long test-fetch test-transformers fuzz check bench bench-compare gpu-check install uninstall dist dist-check clean
+.PHONY: help setup build demo demo-smoke results-small report-results test test-slow test-kill test-crash test-faults test-long test-fetch test-transformers test-ranks check-launchers fuzz check bench bench-compare gpu-check install uninstall dist dist-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -56,10 +56,16 @@ test-faults: setup ## every bit of the headers and samples of the bodies of chec
 test-long: setup ## 20,000 steps: memory and open files stay flat (2 min)
 	@$(TEST) --test long_run $(SLOW)
 
+test-ranks: setup ## several processes: equality, every failure, a cut network (as root, with iproute2) (3 min)
+	@$(TEST) --test ranks -- --include-ignored
+
+check-launchers: build ## torchrun, mpirun and srun, those that are installed
+	@scripts/launchers_check.sh $(BIN)
+
 fuzz: setup ## broken files for every reader: FUZZ_COUNT=1000000 each, FUZZ_SEED=1, FUZZ_ONLY=reader
 	@$(TEST) --test fuzz $(SLOW)
 
-test-slow: setup test-kill test-faults test-long ## the slow tests, every sixth crash point, a little fuzzing, and a real TensorBoard reading our event files
+test-slow: setup test-kill test-faults test-long test-ranks ## the slow tests, every sixth crash point, a little fuzzing, and a real TensorBoard reading our event files
 	@CRASH_STEP=6 $(TEST) --test crash_points --test fetch $(SLOW) every_crash_point
 	@FUZZ_COUNT=20000 FUZZ_SEED=2 $(TEST) --test fuzz $(SLOW)
 	@scripts/tensorboard_check.sh

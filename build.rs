@@ -16,7 +16,10 @@ const UNITS: [&str; 13] = [
     "attention",
     "kernels/dispatch",
 ];
-const HEADERS: [&str; 7] = ["shim.h", "blocks.h", "philox.h", "rows.h", "kernels/kernels.h", "kernels/vector.h", "kernels/gelu.h"];
+/// By itself: the headers of c10d are not those of the others.
+const DISTRIBUTED: &str = "src/native/distributed.cpp";
+const HEADERS: [&str; 8] =
+    ["gloo_headers", "shim.h", "blocks.h", "philox.h", "rows.h", "kernels/kernels.h", "kernels/vector.h", "kernels/gelu.h"];
 /// Tables of the row kernels and the instructions that each may use.
 #[cfg(target_arch = "x86_64")]
 const TABLES: [(&str, &[&str]); 3] = [
@@ -74,6 +77,10 @@ fn compile_shim(libtorch: &Path) {
         .flag("-fopenmp")
         // No fused multiply-add where the source has none: the same bits from every instruction set.
         .flag("-ffp-contract=off")
+        // c10d with its Gloo process group, whose headers want a few of gloo's.
+        .flag("-DUSE_DISTRIBUTED")
+        .flag("-DUSE_C10D_GLOO")
+        .include("src/native/gloo_headers")
         .include(&include)
         .include(include.join("torch/csrc/api/include"));
     // One unit for all files: reading libtorch's headers takes longer than compiling what stands below them.
@@ -87,7 +94,8 @@ fn compile_shim(libtorch: &Path) {
         eprintln!("error: {}: {error}", all.display());
         std::process::exit(1);
     }
-    build.include("src/native").file(all);
+    println!("cargo:rerun-if-changed={DISTRIBUTED}");
+    build.include("src/native").file(all).file(DISTRIBUTED);
     build.compile("linformer_native");
 }
 

@@ -8,6 +8,7 @@
 use linformer::config::{Attention, AttentionKind, Config, Model, ScheduleKind, Train};
 use linformer::data::loader::Batches;
 use linformer::data::tokenizer::Tokenizer;
+use linformer::distributed::World;
 use linformer::experiments::setup::Job;
 use linformer::experiments::{Finished, Start};
 use linformer::log::Record;
@@ -127,7 +128,7 @@ pub fn run(folder: &Path, steps: u64) -> anyhow::Result<f64> {
     let head = MaskedLmHead::new(&mut parameters, &config.model, encoder.word_embeddings());
     let task = Backwards { texts: Texts { seed: config.train.seed }, encoder, head };
 
-    let start = Start { name: "backwards".into(), resume: Resume::Auto, interrupt: Interrupt::default() };
+    let start = Start { name: "backwards".into(), resume: Resume::Auto, interrupt: Interrupt::default(), world: World::default() };
     let inputs = json!({"data": "random"});
     let opened = RunFolder::open(folder, &config, &inputs, steps, &start.resume)?;
     if let Some(summary) = &opened.done {

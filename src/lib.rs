@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | 5 | [`cli`] and `main.rs` | what a person types: one thin call a command |
 //! | 4 | [`experiments`], [`exchange`] | one file per thing the paper did: pretrain, finetune, sweep, report; weights in and out of Hugging Face |
-//! | 3 | [`train`] | the loop, optimizer, schedule, losses, checkpoints, the run's folder |
+//! | 3 | [`train`], [`distributed`] | the loop, optimizer, schedule, losses, checkpoints, the run's folder; several processes as one run |
 //! | 2 | [`model`], [`data`], [`log`] | the encoder; text to batches; metrics, TensorBoard, progress, plots |
 //! | 1 | [`config`], [`eval`], [`native`], [`random`], [`digest`], [`durable`], [`table`] | the JSON that a run is; metrics; the C++ shim on libtorch; stateless randomness; hashes; files that are whole or absent; text tables |
 //!
@@ -20,6 +20,7 @@ pub mod cli;
 pub mod config;
 pub mod data;
 pub mod digest;
+pub mod distributed;
 pub mod durable;
 pub mod eval;
 pub mod exchange;

@@ -21,6 +21,7 @@ use linformer::data::tasks::rows::{read, Skipped, Want};
 use linformer::data::tasks::TaskSpec;
 use linformer::data::token_file::{Origin, TokenFile};
 use linformer::data::tokenizer::{Kind, Tokenizer};
+use linformer::exchange::import::{import, From, Request};
 use linformer::model::weights::WeightsFile;
 use linformer::random::{Draws, Purpose, Stream};
 use linformer::train::checkpoint::Checkpoint;
@@ -241,7 +242,25 @@ fn readers(lab: &Lab) -> Vec<Reader> {
     fn reader(name: &'static str, seeds: Vec<Vec<u8>>, read: impl Fn(&Path) + 'static) -> Reader {
         Reader { name, seeds, read: Box::new(read) }
     }
+    // A checkpoint from elsewhere: one of its files is the input.
+    let foreign = |name: &'static str, fixture: &str, file: &'static str| {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/exchange").join(fixture);
+        let seeds = vec![fs::read(from.join(file)).unwrap()];
+        reader(name, seeds, move |input| {
+            let aside = input.with_file_name("checkpoint");
+            if !aside.exists() {
+                fs::create_dir(&aside).unwrap();
+                common::snapshot(&from).into_iter().for_each(|(p, bytes)| fs::write(aside.join(p.file_name().unwrap()), bytes).unwrap());
+            }
+            fs::copy(input, aside.join(file)).unwrap();
+            let request = Request { source: aside, from: From::HuggingFace, tokenizer: None, num_attention_heads: None, linformer: None };
+            let _ = import(&request, &mut |_| {});
+        })
+    };
     vec![
+        foreign("hf_config", "roberta_mlm", "config.json"),
+        foreign("hf_index", "roberta_classifier", "model.safetensors.index.json"),
+        foreign("hf_weights", "bert_encoder", "model.safetensors"),
         reader("config", configs, |path| drop(load::load(path, &["train.seed=1".into()]))),
         reader("sweep", [vec![sweep.to_string().into_bytes()], experiments("demo")].concat(), |path| drop(Sweep::load(path, &[]))),
         reader("tokenizer", vec![small_tokenizer.into_bytes()], |path| {

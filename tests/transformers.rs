@@ -185,7 +185,8 @@ fn a_real_checkpoint_gives_the_same_numbers_here_and_in_transformers() {
     cases.add(&lab, "real", Path::new(&real));
     cases.export(&lab, "real", &[]);
     cases.export(&lab, "real", &["--as", "bert"]);
-    lab.ok(&["import", &real, "--out", "lin", "--projected-dimension", "64", "--projection-init", "mean_pool"]);
+    // A start whose scores are small: others make hidden states of 6 untrained layers that rounding alone moves by 1e-5.
+    lab.ok(&["import", &real, "--out", "lin", "--projected-dimension", "64", "--projection-init", "normal_0.02"]);
     cases.export(&lab, "lin", &[]);
     cases.check(&lab, &python);
 }

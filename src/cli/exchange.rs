@@ -19,6 +19,9 @@ use std::path::PathBuf;
 const LEAST_SQUARES: &str = "least-squares";
 
 #[derive(Args)]
+#[command(after_help = "Examples:
+  linformer import roberta-base/ --out models/roberta-base
+  linformer import roberta-base/ --out models/roberta-k128 --projected-dimension 128 --text my-text.txt")]
 pub struct ImportArgs {
     /// A folder with config.json, model.safetensors (or shards and their index) and the tokenizer's files; of fairseq, a .safetensors file
     source: PathBuf,
@@ -58,6 +61,9 @@ pub struct ImportArgs {
 }
 
 #[derive(Args)]
+#[command(after_help = "Examples:
+  linformer export runs/mine --out out/mine
+  linformer export runs/mine --out out/mine-bf16 --dtype bf16")]
 pub struct ExportArgs {
     /// A run's folder (its best or newest checkpoint), one of its checkpoints, or an imported model
     model: PathBuf,

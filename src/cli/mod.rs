@@ -6,6 +6,7 @@ mod config;
 mod doctor;
 mod exchange;
 mod fetch;
+mod ranks;
 mod runs;
 mod serve;
 mod shell;
@@ -15,12 +16,16 @@ use crate::config::sweep::Sweep;
 use crate::config::{load, Config, Origins, Precision};
 use crate::data::derive::{derive, Amounts};
 use crate::data::prepare::{open_verified, prepare, prepared_folder};
+use crate::distributed::place::Place;
+use crate::distributed::{joined, World, WorldError};
 use crate::experiments::efficiency::Efficiency;
 use crate::experiments::info::{describe, Speed};
 use crate::experiments::planner::{plan, Cluster};
 use crate::experiments::report::Report;
+use crate::experiments::sweep::{slurm_script, Share};
 use crate::experiments::{self, Finished, Start};
 use crate::native::panics;
+use crate::native::process::leave;
 use crate::table::align;
 use crate::train::interrupt::Interrupt;
 use crate::train::run::Resume;
@@ -28,6 +33,7 @@ use anyhow::{bail, Context, Result};
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 use std::io::Write;
+use std::num::NonZeroUsize;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -73,6 +79,11 @@ enum Command {
   linformer finetune fine.json run.init_from=runs/k16
   linformer finetune experiments/demo/finetune.json data.task=period run.init_from=runs/k16 train.seed=1 run.dir=runs/period-1")]
     Finetune(RunArgs),
+    /// Run a command as several processes of this machine: launch --nproc 4 pretrain CONFIG
+    #[command(after_help = "Examples:
+  linformer launch --nproc 2 pretrain mine.json
+  linformer launch --nproc 4 pretrain mine.json --resume auto train.max_steps=2000")]
+    Launch(ranks::LaunchArgs),
     /// Run every config of a sweep file, skipping what is done
     #[command(after_help = "Examples:
   linformer sweep experiments/small/k-sweep.json
@@ -82,6 +93,15 @@ enum Command {
         file: PathBuf,
         /// Keys to set in every run, such as train.max_steps=100
         overrides: Vec<String>,
+        /// Runs at a time; on GPUs, each takes one
+        #[arg(long, default_value = "1")]
+        at_once: NonZeroUsize,
+        /// Make this run only, by its number from 0: what a job of an array does
+        #[arg(long)]
+        only: Option<usize>,
+        /// Print a Slurm batch script, an array with one job a run, and run nothing
+        #[arg(long, conflicts_with_all = ["only", "at_once"])]
+        emit_slurm: bool,
         /// Say what it comes to, and run nothing
         #[arg(long)]
         dry_run: bool,
@@ -136,10 +156,17 @@ enum Command {
         cell: Option<String>,
     },
     /// Singular values of attention matrices (paper, Figure 1)
+    #[command(after_help = "Examples:
+  linformer spectrum runs/full --out spectrum
+  linformer spectrum runs/full --out spectrum --projections 16 32 # E and F to start from: run.projections_from")]
     Spectrum(study::SpectrumArgs),
     /// Error of the paper's approximations of attention, beside its bound (theorems 1 and 2)
+    #[command(after_help = "Examples:
+  linformer theorems runs/full --out theorems -k 8 16 32")]
     Theorems(study::TheoremsArgs),
     /// Loss on text moved by some places: how bound to positions is a model?
+    #[command(after_help = "Examples:
+  linformer shift runs/full runs/k32 --out shift --by 0,1,8")]
     Shift(study::ShiftArgs),
     /// Every number that follows from a config, before anything runs
     #[command(after_help = "Examples:
@@ -160,9 +187,25 @@ enum Command {
         cluster: Option<Cluster>,
     },
     /// A Hugging Face or fairseq checkpoint becomes a model that runs start from, full attention or made a Linformer
+    #[command(after_help = "Examples:
+  linformer import roberta-base --out models/roberta
+  linformer import roberta-base --out models/roberta-k128 --projected-dimension 128 --projection-init jl")]
     Import(exchange::ImportArgs),
     /// A run or imported model becomes a folder that transformers loads
+    #[command(after_help = "Examples:
+  linformer export runs/k32 --out k32-for-transformers
+  linformer export runs/full --out full --as bert --dtype bf16")]
     Export(exchange::ExportArgs),
+    /// Time the sum of gradients between the ranks of a job, as JSON lines
+    #[command(after_help = "Examples:
+  linformer launch --nproc 4 collectives
+  linformer launch --nproc 2 collectives --mib 16")]
+    Collectives(ranks::CollectivesArgs),
+    /// What 1 to 1,024 ranks would bring, by a model of computing and communication
+    #[command(after_help = "Examples:
+  linformer scaling experiments/paper/pretrain.json --peak-tflops 989
+  linformer scaling mine.json --peak-tflops 0.3 --network 50 1.2   # 50 us before the first byte, 1.2 GB/s")]
+    Scaling(ranks::ScalingArgs),
     /// Corpora and tasks
     #[command(subcommand)]
     Data(DataCommand),
@@ -217,6 +260,9 @@ enum DataCommand {
         count: usize,
     },
     /// Generate Long Range Arena's ListOps: task rows and a tokenizer
+    #[command(after_help = "Examples:
+  linformer data listops data/glue/ListOps                  # as published
+  linformer data listops small --train-rows 2000 --min-length 20 --max-length 100")]
     Listops(study::ListopsArgs),
     /// Derive the two embedded tasks from the corpus of a pretraining config, split by its held-out documents
     #[command(after_help = "Examples:
@@ -255,22 +301,39 @@ struct RunArgs {
     quiet: bool,
 }
 
+/// A command that others have told about, with its exit code.
+#[derive(Debug, thiserror::Error)]
+#[error("exit code {0}")]
+struct Exit(u8);
+
 /// Parses, runs, and turns the result into an exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    match run(cli.command) {
-        Ok(Finished::Done(_)) => ExitCode::SUCCESS,
+    let code = match run(cli.command) {
+        Ok(Finished::Done(_)) => 0,
         Ok(Finished::Interrupted) => {
             say("interrupted; a checkpoint was written, go on with --resume auto");
-            ExitCode::from(INTERRUPTED)
+            INTERRUPTED
         }
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(&one_line(&error));
-            let wrong_usage = error.chain().any(|e| e.is::<load::ConfigError>());
-            ExitCode::from(if wrong_usage { 2 } else { 1 })
-        }
+        Err(error) if is_broken_pipe(&error) => 0,
+        Err(error) => match error.downcast_ref::<Exit>() {
+            Some(Exit(code)) => *code,
+            None => {
+                say(&one_line(&error));
+                let wrong_usage = error.chain().any(|e| e.is::<load::ConfigError>());
+                if wrong_usage {
+                    2
+                } else {
+                    1
+                }
+            }
+        },
+    };
+    if joined() {
+        // Threads of libtorch may still wait for ranks that never answer.
+        leave(code);
     }
+    ExitCode::from(code)
 }
 
 /// The whole chain on one line, without what a cause repeats of its context.
@@ -295,8 +358,14 @@ fn run(command: Command) -> Result<Finished> {
     match command {
         Command::Pretrain(args) => train(args, false),
         Command::Finetune(args) => train(args, true),
-        Command::Sweep { file, overrides, dry_run, collect, results } => {
+        Command::Launch(args) => ranks::launch(args),
+        Command::Sweep { file, overrides, at_once, only, emit_slurm, dry_run, collect, results } => {
             let sweep = Sweep::load(&file, &overrides)?;
+            if emit_slurm {
+                std::fs::create_dir_all(&sweep.dir).with_context(|| sweep.dir.display().to_string())?;
+                out(&slurm_script(&sweep, &file, &overrides)?)?;
+                return Ok(Finished::Done(Value::Null));
+            }
             if dry_run {
                 out(&experiments::sweep::describe(&sweep))?;
                 return Ok(Finished::Done(Value::Null));
@@ -307,7 +376,7 @@ fn run(command: Command) -> Result<Finished> {
             }
             let interrupt = Interrupt::install()?;
             interrupt.wait_for_checkpoint();
-            experiments::sweep::run(&sweep, results.as_deref(), &interrupt)
+            experiments::sweep::run(&sweep, Share { at_once: at_once.get(), only }, results.as_deref(), &interrupt)
         }
         Command::Replay { incident, precision } => {
             out(&experiments::replay::run(&incident, precision)?)?;
@@ -325,6 +394,8 @@ fn run(command: Command) -> Result<Finished> {
         Command::Info { config, overrides, mfu, peak_tflops, cluster } => info(&config, &overrides, mfu, peak_tflops, cluster),
         Command::Import(args) => exchange::import(&args),
         Command::Export(args) => exchange::export(&args),
+        Command::Collectives(args) => ranks::collectives(&args),
+        Command::Scaling(args) => ranks::scaling(&args),
         Command::Data(command) => data(command),
         Command::Config(command) => done(config::run(command)),
         Command::List(args) => done(runs::list(args)),
@@ -362,8 +433,16 @@ fn train(args: RunArgs, finetune: bool) -> Result<Finished> {
         name = dir.to_string_lossy().into_owned();
     }
     let scratch = args.dry_run.then(|| shorten(&mut config)).transpose()?;
-    let start = Start { name, resume, interrupt: Interrupt::install()? };
-    let finished = experiments::run(config, &origins, start);
+    let interrupt = Interrupt::install()?;
+    let world = match Place::from_environment()? {
+        Some(place) => World::join(place, &config.run.ranks, &interrupt)?,
+        None => World::default(),
+    };
+    let start = Start { name, resume, world: world.clone(), interrupt };
+    let finished = experiments::run(config, &origins, start).map_err(|error| among_ranks(&world, error));
+    if finished.is_ok() {
+        world.finish()?;
+    }
     if let Some(scratch) = scratch {
         let _ = std::fs::remove_dir_all(scratch);
         if let Finished::Done(summary) = finished? {
@@ -376,10 +455,21 @@ fn train(args: RunArgs, finetune: bool) -> Result<Finished> {
         bail!("interrupted");
     }
     let finished = finished?;
-    if let (Finished::Done(summary), false) = (&finished, args.quiet) {
+    if let (Finished::Done(summary), false) = (&finished, args.quiet || !world.is_first()) {
         out(&(serde_json::to_string_pretty(summary)? + "\n"))?;
     }
     Ok(finished)
+}
+
+/// A failure of this rank, of which the others are told; or the one that it comes from.
+fn among_ranks(world: &World, error: anyhow::Error) -> anyhow::Error {
+    if world.is_single() {
+        return error;
+    }
+    match world.cause(&one_line(&error)) {
+        Some(fault) => WorldError::Parted(fault).into(),
+        None => error.context(format!("rank {}", world.rank())),
+    }
 }
 
 /// Two steps in a folder that is thrown away; made here, so that nobody else's folder of that name in a shared /tmp is used.
@@ -451,7 +541,7 @@ fn info(config: &Path, overrides: &[String], mfu: f64, peak_tflops: Option<f64>,
     let peak = match peak_tflops {
         Some(peak) => peak,
         None => {
-            let device = experiments::setup::device(&config, &origins)?;
+            let device = experiments::setup::device(&config, &origins, &World::default())?;
             let measured = experiments::setup::measure_peak(device, crate::train::trainer::kind_of(config.train.precision));
             (measured / 1e10).round() / 100.0
         }

@@ -37,6 +37,9 @@ impl Look {
 }
 
 #[derive(Args)]
+#[command(after_help = "Examples:
+  linformer spectrum runs/full --out runs/spectrum
+  linformer spectrum runs/full --out runs/random --untrained 0     # its shape with random weights")]
 pub struct SpectrumArgs {
     #[command(flatten)]
     look: Look,
@@ -51,6 +54,8 @@ pub struct SpectrumArgs {
 }
 
 #[derive(Args)]
+#[command(after_help = "Examples:
+  linformer theorems runs/full --out runs/theorems -k 8 16 32")]
 pub struct TheoremsArgs {
     #[command(flatten)]
     look: Look,
@@ -92,6 +97,8 @@ pub fn theorems(args: TheoremsArgs) -> Result<(String, Finished)> {
 }
 
 #[derive(Args)]
+#[command(after_help = "Examples:
+  linformer shift runs/full runs/k16 --out runs/shift --by 0,1,2,4")]
 pub struct ShiftArgs {
     /// Folders of pretrained runs, or of their checkpoints
     #[arg(required = true)]
@@ -118,6 +125,9 @@ pub fn shift(args: ShiftArgs) -> Result<(String, Finished)> {
 }
 
 #[derive(Args)]
+#[command(after_help = "Examples:
+  linformer data listops data/lra/ListOps
+  linformer data listops small/ListOps --train-rows 2000 --min-length 20 --max-length 60")]
 pub struct ListopsArgs {
     /// Folder for the rows: ListOps below data.task_dir
     out: PathBuf,

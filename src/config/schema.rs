@@ -1,6 +1,7 @@
 //! Keys of the groups `data`, `train` and `run`, with their defaults.
 
 use super::model::{choice, Model};
+use super::ranks::Ranks;
 use schemars::JsonSchema;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -369,10 +370,20 @@ pub struct Run {
     /// A safetensors file of `[k, n]` matrices under the names of the model's projections (`linformer spectrum
     /// --projections` writes one): where E and F start instead of `model.attention.init`.
     pub projections_from: Option<PathBuf>,
+    /// Several processes, on one machine or many.
+    pub ranks: Ranks,
 }
 
 impl Default for Run {
     fn default() -> Self {
-        Self { dir: None, device: "cpu".into(), threads: 0, init_from: None, init_weights: true, projections_from: None }
+        Self {
+            dir: None,
+            device: "cpu".into(),
+            threads: 0,
+            init_from: None,
+            init_weights: true,
+            projections_from: None,
+            ranks: Ranks::default(),
+        }
     }
 }

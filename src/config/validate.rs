@@ -16,6 +16,7 @@ impl Config {
         }
         self.validate_data(origins)?;
         self.validate_train(origins)?;
+        self.validate_ranks(origins)?;
         parse_device(&self.run.device)
             .map(|_| ())
             .ok_or_else(|| origins.error("run.device", format!("found \"{}\", expected cpu, cuda or cuda:N", self.run.device)))
@@ -89,6 +90,23 @@ impl Config {
         }
         if task.is_regression() && self.train.label_smoothing > 0.0 {
             return Err(origins.error("train.label_smoothing", "is for classes; this task is a regression, expected 0"));
+        }
+        Ok(())
+    }
+
+    fn validate_ranks(&self, origins: &Origins) -> Checked {
+        let ranks = &self.run.ranks;
+        for (key, seconds) in [
+            ("run.ranks.join_timeout", ranks.join_timeout),
+            ("run.ranks.peer_timeout", ranks.peer_timeout),
+            ("run.ranks.collective_timeout", ranks.collective_timeout),
+        ] {
+            if !(1.0..1e9).contains(&seconds) {
+                return Err(origins.error(key, format!("found {seconds}, expected at least 1 (seconds)")));
+            }
+        }
+        if !(ranks.bucket_mib > 0.0 && ranks.bucket_mib < 1e6) {
+            return Err(origins.error("run.ranks.bucket_mib", format!("found {}, expected a number above 0", ranks.bucket_mib)));
         }
         Ok(())
     }

@@ -7,6 +7,7 @@
 use super::card;
 use super::import::{whole_folder, write_file, write_json};
 use super::names::{Family, POSITIONS};
+use super::source::is_finite;
 use super::{ExchangeError, Head};
 use crate::config::{AttentionKind, Config, HiddenAct, Model, Norm};
 use crate::data::tasks::TaskSpec;
@@ -15,6 +16,8 @@ use crate::model::weights::{save, WeightsFile};
 use crate::train::checkpoint::Checkpoint;
 use serde_json::{json, Map, Value};
 use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
 use std::path::Path;
 use tch::{Kind, Tensor};
 
@@ -79,12 +82,14 @@ pub fn export(trained: &Trained, wanted: As, dtype: Dtype, out: &Path) -> Result
     let family = family(model, &head, wanted);
     let tokenizer = Tokenizer::load(trained.tokenizer)?;
     let architecture = architecture(family, &head);
-    let tensors = tensors(&weights, family, model, &head, dtype)?;
+    let tensors = tensors(trained, &weights, family, &head, dtype)?;
     whole_folder(out, |folder| {
         let path = folder.join("model.safetensors");
         let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+        let described = folder.join("config.json");
+        write_json(&described, &config(model, family, &head, &architecture, &tokenizer, dtype))?;
         save(&path, tensors.iter().map(|(name, tensor)| (name.clone(), tensor)), metadata)?;
-        write_json(&folder.join("config.json"), &config(model, family, &head, &architecture, &tokenizer, dtype))?;
+        sync_like(&path, &described).map_err(ExchangeError::io(&path))?;
         write_tokenizer(folder, trained, &tokenizer)?;
         if family == Family::Linformer {
             write_file(&folder.join("modeling_linformer.py"), MODELING.as_bytes())?;
@@ -93,6 +98,12 @@ pub fn export(trained: &Trained, wanted: As, dtype: Dtype, out: &Path) -> Result
         write_file(&folder.join("README.md"), text.as_bytes())
     })?;
     Ok(Written { architecture, tensors: tensors.len(), remote_code: family == Family::Linformer })
+}
+
+/// safetensors makes its files for the owner alone: this one gets the mode of its neighbour, and is synced.
+fn sync_like(path: &Path, neighbour: &Path) -> io::Result<()> {
+    fs::set_permissions(path, fs::metadata(neighbour)?.permissions())?;
+    File::open(path)?.sync_all()
 }
 
 /// The head that the checkpoint's weights have; labels are those of the run's task.
@@ -139,18 +150,19 @@ fn architecture(family: Family, head: &Head) -> String {
 
 /// The weights under the family's names; those of an encoder alone go without its prefix.
 fn tensors(
+    trained: &Trained,
     weights: &WeightsFile,
     family: Family,
-    model: &Model,
     head: &Head,
     dtype: Dtype,
 ) -> Result<Vec<(String, Tensor)>, ExchangeError> {
     let _guard = tch::no_grad_guard();
+    let pad = trained.config.model.pad_token_id;
     let ours: Vec<String> = weights.shapes()?.into_keys().collect();
     let one = |ours: &String| {
         let mut tensor = weights.tensor(ours, None)?;
         if ours == POSITIONS {
-            let first = model.pad_token_id + 1 - family.first_position(model.pad_token_id);
+            let first = pad + 1 - family.first_position(pad);
             tensor = tensor.narrow(0, first, tensor.size()[0] - first);
         }
         let theirs = family.theirs(ours);
@@ -158,7 +170,12 @@ fn tensors(
             Head::None => theirs.strip_prefix(family.prefix()).map_or_else(|| theirs.clone(), str::to_string),
             _ => theirs,
         };
-        Ok((name, tensor.to_kind(dtype.kind()).contiguous()))
+        let cast = tensor.to_kind(dtype.kind()).contiguous();
+        if is_finite(&tensor) && !is_finite(&cast) {
+            let message = format!("{ours} has values that {} cannot hold; use --dtype bf16 or fp32", dtype.torch_name());
+            return Err(ExchangeError::invalid(&trained.checkpoint.folder, message));
+        }
+        Ok((name, cast))
     };
     ours.iter().map(one).collect()
 }

@@ -126,9 +126,7 @@ impl<'a> Names<'a> {
             attention: self.attention(rows - PAD - 1)?,
             ..Model::default()
         };
-        model
-            .validate(&Origins::default(), model.sequence_length())
-            .map_err(|e| ExchangeError::invalid(&self.source.path, e.to_string()))?;
+        model.validate(&Origins::default(), model.sequence_length()).map_err(|e| ExchangeError::config(&self.source.path, e))?;
         Ok(model)
     }
 

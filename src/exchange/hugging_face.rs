@@ -35,6 +35,9 @@ const REFUSED_TYPES: [(&str, &str); 9] = [
     ("modernbert", "its positions are rotations and its feed-forward layers are gated"),
 ];
 
+/// No size and no id is larger.
+const LARGEST: i64 = 1 << 32;
+
 struct Keys {
     path: PathBuf,
     map: Map<String, Value>,
@@ -55,8 +58,13 @@ impl Keys {
         }
     }
 
+    /// A size or an id; no model has larger ones, and sums of them stay numbers.
     fn whole(&self, key: &str, default: i64) -> Result<i64, ExchangeError> {
-        self.get(key, default, "a whole number")
+        let found = self.get(key, default, "a whole number")?;
+        match (0..=LARGEST).contains(&found) {
+            true => Ok(found),
+            false => Err(self.error(key, format!("found {found}, expected 0 to {LARGEST}"))),
+        }
     }
 
     fn number(&self, key: &str, default: f64) -> Result<f64, ExchangeError> {
@@ -83,7 +91,7 @@ pub fn describe(folder: &Path, source: &Source) -> Result<Description, ExchangeE
     if (family, &head, model.hidden_act) == (Family::Roberta, &Head::MaskedLm, HiddenAct::Relu) {
         return Err(keys.error("hidden_act", "found relu: RoBERTa's masked-LM head uses gelu all the same, ours would use relu"));
     }
-    model.validate(&Origins::default(), model.sequence_length()).map_err(|e| ExchangeError::invalid(&keys.path, e.to_string()))?;
+    model.validate(&Origins::default(), model.sequence_length()).map_err(|e| ExchangeError::config(&keys.path, e))?;
     Ok(Description { family, architecture, model, head })
 }
 
@@ -141,9 +149,6 @@ fn model(keys: &Keys, family: Family) -> Result<Model, ExchangeError> {
         other => return Err(keys.error("hidden_act", format!("found {other}, expected gelu (the exact one) or relu"))),
     };
     let pad_token_id = keys.whole("pad_token_id", i64::from(!bert))?;
-    if pad_token_id < 0 {
-        return Err(keys.error("pad_token_id", format!("found {pad_token_id}, expected the id of the padding token")));
-    }
     let hidden_size = keys.whole("hidden_size", 768)?;
     if keys.whole("embedding_size", hidden_size)? != hidden_size {
         return Err(keys.error("embedding_size", format!("is not hidden_size = {hidden_size}, expected embeddings as wide as the layers")));

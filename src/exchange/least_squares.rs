@@ -27,13 +27,14 @@ pub struct Settings {
     pub sequences: usize,
     pub steps: usize,
     pub batch_size: usize,
+    /// Times n: how far a row of E can move at a step if all of its entries move together.
     pub learning_rate: f64,
     pub seed: u64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { sequences: 128, steps: 200, batch_size: 4, learning_rate: 0.01, seed: 0 }
+        Self { sequences: 128, steps: 200, batch_size: 4, learning_rate: 0.12, seed: 0 }
     }
 }
 
@@ -174,9 +175,11 @@ fn descend(
         forget_gradients(&learned.iter().map(|p| &p.tensor).collect::<Vec<_>>())?;
         let mut draws = Stream::new(settings.seed, Purpose::LeastSquares, step as u64).draws();
         let chosen: Vec<&Vec<i64>> = (0..settings.batch_size).map(|_| &sequences[draws.below(sequences.len() as u64) as usize]).collect();
-        let errors = pair.errors(&tensor(&chosen), true)?;
+        let ids = tensor(&chosen);
+        let n = ids.size()[1];
+        let errors = pair.errors(&ids, true)?;
         let gradients: Vec<Tensor> = learned.iter().map(|p| p.tensor.grad()).collect();
-        let lr = settings.learning_rate * 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / settings.steps as f64).cos());
+        let lr = settings.learning_rate / n as f64 * 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / settings.steps as f64).cos());
         let adam = AdamSettings { lr, beta1: 0.9, beta2: 0.99, eps: 1e-10, gradient_divisor: 1.0, decoupled: true.into() };
         let items: Vec<AdamItem> = learned
             .iter()

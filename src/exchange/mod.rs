@@ -19,6 +19,7 @@ pub mod names;
 pub mod project;
 pub mod source;
 
+use crate::config::ConfigError;
 use crate::data::DataError;
 use crate::model::weights::WeightsError;
 use crate::native::NativeError;
@@ -51,6 +52,14 @@ impl ExchangeError {
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::Io { path, source }
+    }
+
+    /// A model that the rules of `config` refuse, as described by the file `path`.
+    pub(crate) fn config(path: &Path, error: ConfigError) -> Self {
+        match error {
+            ConfigError::Key { key, message, .. } => Self::Key { path: path.into(), key, message },
+            other => Self::invalid(path, other.to_string()),
+        }
     }
 
     pub(crate) fn invalid(path: &Path, message: impl Into<String>) -> Self {

@@ -8,7 +8,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::model::Parameters;
 use serde::Serialize;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tch::Device;
 
 /// How E and F start.
@@ -69,9 +69,9 @@ pub fn turn(
     tokenizer: &Tokenizer,
     progress: &mut dyn FnMut(&str),
 ) -> Result<Turned, ExchangeError> {
-    let refuse = |message: String| Err(ExchangeError::invalid(&PathBuf::from("--projected-dimension"), message));
+    let option = Path::new("--projected-dimension");
     if model.attention.kind == AttentionKind::Linformer {
-        return refuse("the checkpoint is a Linformer already, expected one with full attention".into());
+        return Err(ExchangeError::invalid(option, "the checkpoint is a Linformer already, expected one with full attention"));
     }
     let init = match wanted.start {
         Start::Drawn(init) => init,
@@ -86,9 +86,7 @@ pub fn turn(
         ..model.attention.clone()
     };
     let linformer = Model { attention, ..model.clone() };
-    if let Err(error) = linformer.validate(&Origins::default(), linformer.sequence_length()) {
-        return refuse(error.to_string());
-    }
+    linformer.validate(&Origins::default(), linformer.sequence_length()).map_err(|e| ExchangeError::config(option, e))?;
     let turned = Loaded::build(&linformer, head, Parameters::drawing(wanted.seed, Device::Cpu, is_projection));
     {
         let _guard = tch::no_grad_guard();

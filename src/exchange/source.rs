@@ -99,13 +99,23 @@ impl Source {
         self.tensors.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// One tensor (fp32, fp16 or bf16 in the file) as fp32.
+    /// One tensor (fp32, fp16 or bf16 in the file) as fp32; every value is finite.
     pub fn tensor(&self, name: &str) -> Result<Tensor, ExchangeError> {
-        match self.tensors.get(name) {
-            Some(entry) => Ok(self.files[entry.file].tensor_as_fp32(name)?),
-            None => Err(ExchangeError::invalid(&self.path, format!("{name} is missing; it has {} tensors", self.tensors.len()))),
+        let missing = || ExchangeError::invalid(&self.path, format!("{name} is missing; it has {} tensors", self.tensors.len()));
+        let entry = self.tensors.get(name).ok_or_else(missing)?;
+        let tensor = self.files[entry.file].tensor_as_fp32(name)?;
+        match is_finite(&tensor) {
+            true => Ok(tensor),
+            false => {
+                Err(ExchangeError::invalid(&self.path, format!("{name} holds values that are not finite: the checkpoint is of no use")))
+            }
         }
     }
+}
+
+/// Whether no value is infinite or not a number.
+pub fn is_finite(tensor: &Tensor) -> bool {
+    tensor.isfinite().all().int64_value(&[]) == 1
 }
 
 /// A JSON object from a file.

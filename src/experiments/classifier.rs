@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::data::batch::{batches_by_length, TaskBatch};
 use crate::data::tasks::prepared::Rows;
 use crate::data::tasks::Example;
+use crate::distributed::World;
 use crate::eval::Metric;
 use crate::model::loss::{cross_entropy_sum, squared_error_sum};
 use crate::model::{ClassificationHead, Encoder, Input, Parameters, Pass};
@@ -18,9 +19,13 @@ pub struct Classifier {
     encoder: Encoder,
     head: ClassificationHead,
     regression: bool,
+    /// Numbers that it says of a row.
+    outputs: usize,
     pad: u32,
     kind: Kind,
     device: Device,
+    /// The ranks that share the scoring of a split.
+    world: World,
 }
 
 /// What was predicted for a row: the probability of each class, or one number.
@@ -67,7 +72,21 @@ impl Classifier {
     pub fn new(parameters: &mut Parameters, config: &Config, outputs: i64, pad: u32) -> Self {
         let encoder = Encoder::new(parameters, &config.model);
         let head = ClassificationHead::new(parameters, &config.model, outputs);
-        Self { encoder, head, regression: outputs == 1, pad, kind: kind_of(config.train.precision), device: parameters.device() }
+        Self {
+            encoder,
+            head,
+            regression: outputs == 1,
+            outputs: outputs.max(1) as usize,
+            pad,
+            kind: kind_of(config.train.precision),
+            device: parameters.device(),
+            world: World::default(),
+        }
+    }
+
+    /// Shares the scoring of splits with other ranks.
+    pub fn among(self, world: &World) -> Self {
+        Self { world: world.clone(), ..self }
     }
 
     /// Logits `[B, classes]` and labels of some rows of a batch.
@@ -116,14 +135,27 @@ impl Classifier {
         mut found: impl FnMut(usize, Output),
     ) -> Result<Option<f64>, NativeError> {
         let _guard = tch::no_grad_guard();
-        let mut sum = 0.0;
-        for rows in batches_by_length(lengths) {
+        let batches = batches_by_length(lengths);
+        let (rank, ranks) = (self.world.rank(), self.world.size());
+        // Loss and outputs of every batch that is this rank's.
+        let mut own = Vec::new();
+        for rows in batches.iter().skip(rank).step_by(ranks) {
             if interrupt.is_set() {
-                return Ok(None);
+                break;
             }
             let (outputs, loss) = self.outputs_of(rows.iter().map(|row| example(*row)).collect())?;
-            sum += loss;
-            rows.iter().zip(outputs).for_each(|(row, output)| found(*row, output));
+            own.push(loss);
+            own.extend(outputs.into_iter().flatten());
+        }
+        let all = self.world.gather_lists(own)?;
+        let mut left: Vec<&[f64]> = all.iter().map(Vec::as_slice).collect();
+        // In the order of the batches: the same sum whatever the number of ranks.
+        let mut sum = 0.0;
+        for (i, rows) in batches.iter().enumerate() {
+            let Some((batch, rest)) = left[i % ranks].split_at_checked(1 + rows.len() * self.outputs) else { return Ok(None) };
+            left[i % ranks] = rest;
+            sum += batch[0];
+            rows.iter().zip(batch[1..].chunks(self.outputs)).for_each(|(row, output)| found(*row, output.to_vec()));
         }
         Ok(Some(sum))
     }

@@ -8,6 +8,7 @@ use crate::data::tasks::layout::Layout;
 use crate::data::tasks::prepared::{sequences, Settings};
 use crate::data::tasks::Example;
 use crate::data::tokenizer::Tokenizer;
+use crate::distributed::World;
 use crate::durable::publish;
 use crate::model::weights::Select;
 use crate::model::{Encoder, Input, Parameters, Pass};
@@ -44,7 +45,7 @@ impl Embedder {
     pub fn open(model: &Path, mut config: Config, origins: &Origins, pooling: Pooling) -> Result<Self> {
         config.run.init_from = Some(model.to_path_buf());
         let parent = Parent::find(&config)?.context("run.init_from is not set")?;
-        let device = device(&config, origins)?;
+        let device = device(&config, origins, &World::default())?;
         let mut parameters = Parameters::to_be_loaded(device);
         let encoder = Encoder::new(&mut parameters, &parent.model);
         parent.load(&parameters, Select::Encoder)?;

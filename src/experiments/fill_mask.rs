@@ -3,6 +3,7 @@
 use super::setup::{device, Parent};
 use crate::config::{Config, Origins};
 use crate::data::tokenizer::{MaskedText, Tokenizer};
+use crate::distributed::World;
 use crate::model::weights::Select;
 use crate::model::{Encoder, Input, MaskedLmHead, Parameters, Pass};
 use crate::table::align;
@@ -46,7 +47,7 @@ impl MaskFiller {
         }
         config.run.init_from = Some(model.to_path_buf());
         let parent = Parent::find(&config)?.context("run.init_from is not set")?;
-        let device = device(&config, origins)?;
+        let device = device(&config, origins, &World::default())?;
         let mut parameters = Parameters::to_be_loaded(device);
         let encoder = Encoder::new(&mut parameters, &parent.model);
         let head = MaskedLmHead::new(&mut parameters, &parent.model, encoder.word_embeddings());

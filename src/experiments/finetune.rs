@@ -132,7 +132,7 @@ pub fn task_of(config: &mut Config) -> Result<TaskSpec> {
 
 /// Fine-tunes one model.
 pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finished> {
-    let device = setup::device(&config, origins)?;
+    let device = setup::device(&config, origins, &start.world)?;
     let spec = task_of(&mut config)?;
     let parent = Parent::find(&config)?;
     if let Some(parent) = &parent {
@@ -140,7 +140,9 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
     }
     let tokenizer = tokenizer(&config, origins, parent.as_ref())?;
     setup::resolve_model(&mut config, origins, &tokenizer)?;
-    let Prepared { mut train, scored, .. } = prepare(&spec, &tokenizer, &Settings::new(&config.data, &tokenizer))?;
+    let settings = Settings::new(&config.data, &tokenizer);
+    let prepared = start.world.first_then_others("prepared", || anyhow::Ok(prepare(&spec, &tokenizer, &settings)?))?;
+    let Prepared { mut train, scored, .. } = prepared;
     if config.data.max_train_examples > 0 {
         train.truncate(config.data.max_train_examples);
     }
@@ -155,7 +157,7 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
     }
 
     let mut parameters = Parameters::new(config.train.seed, device);
-    let classifier = Classifier::new(&mut parameters, &config, spec.outputs(), tokenizer.special.pad);
+    let classifier = Classifier::new(&mut parameters, &config, spec.outputs(), tokenizer.special.pad).among(&start.world);
     if let Some(parent) = parent.as_ref().filter(|_| config.run.init_weights) {
         parent.load(&parameters, Select::Encoder)?;
     }

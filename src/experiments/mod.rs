@@ -1,9 +1,9 @@
 //! One file per thing that the paper did: [`pretrain`] (Figure 3), [`finetune`] (Table 2), [`sweep`] (both, over a grid), [`efficiency`] (Table 3),
 //! [`report`] (their tables and curves), [`spectrum`] (Figure 1), [`theorems`], [`shift`] (both look at a trained model through [`probe`]);
 //! [`results`] is what a sweep leaves to be committed, [`study`] the report on the whole paper from it, [`planner`] what a config takes
-//! on a cluster; [`predict`] uses and scores a fine-tuned model ([`classifier`]), [`fill_mask`] and [`embed`] any model, on [`texts`];
-//! [`show`] prints what a model sees, [`replay`] looks into a run that went wrong, [`runs`] lists and compares ([`curves`] as CSV),
-//! [`info`] says what a config comes to before it runs, [`setup`] is what all share.
+//! on a cluster, [`scaling`] what more ranks would bring; [`predict`] uses and scores a fine-tuned model ([`classifier`]), [`fill_mask`]
+//! and [`embed`] any model, on [`texts`]; [`show`] prints what a model sees, [`replay`] looks into a run that went wrong, [`runs`] lists and
+//! compares ([`curves`] as CSV), [`info`] says what a config comes to before it runs, [`setup`] is what all share.
 
 pub mod classifier;
 pub mod curves;
@@ -21,6 +21,7 @@ pub mod replay;
 pub mod report;
 pub mod results;
 pub mod runs;
+pub mod scaling;
 pub mod setup;
 pub mod shift;
 pub mod show;
@@ -31,6 +32,7 @@ pub mod texts;
 pub mod theorems;
 
 use crate::config::{Config, Origins};
+use crate::distributed::World;
 use crate::native::panics::catch;
 use crate::train::interrupt::Interrupt;
 use crate::train::run::Resume;
@@ -41,6 +43,8 @@ use serde_json::Value;
 pub struct Start {
     pub name: String,
     pub resume: Resume,
+    /// The ranks that train together.
+    pub world: World,
     pub interrupt: Interrupt,
 }
 

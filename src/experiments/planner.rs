@@ -4,7 +4,7 @@
 //! sequences. Days are products over (MFU x peak x GPUs): the MFU is yours to state, measure it first.
 
 use super::info::{activation_bytes, resolved};
-use crate::config::{AttentionBackend, AttentionKind, Config, Model, Origins, Precision};
+use crate::config::{AttentionBackend, AttentionKind, Config, Model, Origins};
 use crate::log::progress::thousands;
 use crate::model::size::{forward_flops_per_token, parameters_by_part, Head};
 use crate::table::align;
@@ -71,9 +71,8 @@ fn score_bytes(config: &Config, model: &Model) -> f64 {
         AttentionKind::Linformer => model.attention.k.at(layer, head) as f64,
     };
     let elements: f64 = (0..model.num_hidden_layers as usize).flat_map(|l| (0..heads).map(move |h| keys(l, h) * n)).sum();
-    // The softmax in fp32, its rounding and what dropout left of it.
-    let bytes = if config.train.precision == Precision::Bf16 { 4.0 + 2.0 + 2.0 } else { 4.0 + 4.0 };
-    elements * bytes
+    // In bf16 the softmax in fp32, its rounding and what dropout left of it; in fp32 the softmax and what dropout left of it.
+    elements * 8.0
 }
 
 /// The plan as text.

@@ -9,6 +9,7 @@ use crate::data::tasks::rows::{read, Skipped, TextRow, Want};
 use crate::data::tasks::{row, Split, TaskSpec};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::DataError;
+use crate::distributed::World;
 use crate::durable;
 use crate::model::weights::Select;
 use crate::model::Parameters;
@@ -45,7 +46,7 @@ impl Model {
         };
         config.run.init_from = Some(run.to_path_buf());
         let parent = Parent::find(&config)?.context("run.init_from is not set")?;
-        let device = device(&config, origins)?;
+        let device = device(&config, origins, &World::default())?;
         let spec = TaskSpec::find(&choice, &config.data.task_dir)?;
         let tokenizer = Tokenizer::load(&parent.tokenizer)?;
         config.model = parent.model.clone();

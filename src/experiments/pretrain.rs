@@ -6,6 +6,7 @@ use crate::config::{Config, Origins};
 use crate::data::batch::MlmBatch;
 use crate::data::prepare::prepare;
 use crate::data::pretraining::MlmData;
+use crate::distributed::World;
 use crate::eval::perplexity;
 use crate::log::{progress::Progress, Record};
 use crate::model::loss::cross_entropy_sum;
@@ -35,6 +36,8 @@ pub struct MaskedLm {
     device: Device,
     label_smoothing: f64,
     unigram_loss: f64,
+    /// The ranks that share an evaluation.
+    world: World,
 }
 
 impl MaskedLm {
@@ -50,7 +53,32 @@ impl MaskedLm {
             kind: kind_of(config.train.precision),
             device: parameters.device(),
             label_smoothing: config.train.label_smoothing,
+            world: World::default(),
         }
+    }
+
+    /// Shares its evaluations with other ranks.
+    pub fn among(self, world: &World) -> Self {
+        Self { world: world.clone(), ..self }
+    }
+
+    /// Loss, right predictions and predictions of every block of validation sequences, in order: each block by one rank.
+    fn blocks(&self, interrupt: &Interrupt) -> Result<Option<Vec<[f64; 3]>>, NativeError> {
+        let pass = Pass::evaluation(self.kind);
+        let blocks = self.data.validation_sequences().div_ceil(EVALUATION_BATCH);
+        let (rank, ranks) = (self.world.rank(), self.world.size());
+        let mut own = Vec::new();
+        for block in (rank..blocks).step_by(ranks) {
+            if interrupt.is_set() {
+                break;
+            }
+            let batch = self.data.validation_batch(block * EVALUATION_BATCH, EVALUATION_BATCH);
+            let (loss, correct) = self.measure(&batch, &pass)?;
+            own.extend([loss, correct as f64, batch.targets.len() as f64]);
+        }
+        let all = self.world.gather_lists(own)?;
+        let of = |block: usize| Some(all[block % ranks].get(block / ranks * 3..)?.first_chunk::<3>().copied()?);
+        Ok((0..blocks).map(of).collect())
     }
 
     /// Sum of the loss, and how many predictions were right.
@@ -84,20 +112,12 @@ impl Task for MaskedLm {
     /// Every validation sequence once, with fixed masks.
     fn evaluate(&self, interrupt: &Interrupt) -> Result<Option<Evaluation>, NativeError> {
         let _guard = tch::no_grad_guard();
-        let pass = Pass::evaluation(self.kind);
-        let (mut sum, mut right, mut targets) = (0.0, 0, 0);
-        for first in (0..self.data.validation_sequences()).step_by(EVALUATION_BATCH) {
-            if interrupt.is_set() {
-                return Ok(None);
-            }
-            let batch = self.data.validation_batch(first, EVALUATION_BATCH);
-            let (loss, correct) = self.measure(&batch, &pass)?;
-            sum += loss;
-            right += correct;
-            targets += batch.targets.len();
-        }
-        let loss = sum / targets.max(1) as f64;
-        let accuracy = right as f64 / targets.max(1) as f64;
+        let Some(blocks) = self.blocks(interrupt)? else { return Ok(None) };
+        // In the order of the blocks: the same sum whatever the number of ranks.
+        let [sum, right, targets] = blocks.iter().fold([0.0; 3], |sum, block| std::array::from_fn(|i| sum[i] + block[i]));
+        let targets = targets.max(1.0);
+        let loss = sum / targets;
+        let accuracy = right / targets;
         let bits = loss / std::f64::consts::LN_2 / self.data.validation_bytes_per_token();
         let values = vec![("loss", loss), ("perplexity", perplexity(loss)), ("masked_accuracy", accuracy), ("bits_per_byte", bits)];
         Ok(Some(Evaluation {
@@ -118,12 +138,13 @@ impl Task for MaskedLm {
 
 /// Pretrains one model.
 pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finished> {
-    let device = setup::device(&config, origins)?;
+    let device = setup::device(&config, origins, &start.world)?;
     let parent = Parent::find(&config)?;
     if let Some(parent) = &parent {
         config.model = parent.merge_model(&config.model, origins)?;
     }
-    let prepared = prepare(&config.data, parent.as_ref().map(|o| o.tokenizer.as_path()))?;
+    let tokenizer = parent.as_ref().map(|o| o.tokenizer.as_path());
+    let prepared = start.world.first_then_others("prepared", || anyhow::Ok(prepare(&config.data, tokenizer)?))?;
     setup::resolve_model(&mut config, origins, &prepared.tokenizer)?;
     let hashes = json!({"train": prepared.meta.train_sha256, "validation": prepared.meta.validation_sha256});
     let inputs = setup::inputs(&config, &prepared.tokenizer, hashes, parent.as_ref())?;
@@ -133,7 +154,7 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
         return Ok(Finished::Done(summary));
     }
     let mut parameters = Parameters::new(config.train.seed, device);
-    let task = MaskedLm::new(data, &config, &mut parameters);
+    let task = MaskedLm::new(data, &config, &mut parameters).among(&start.world);
     let mut warnings = Vec::new();
     if let Some(parent) = parent.as_ref().filter(|_| config.run.init_weights) {
         if parent.has_masked_lm_head()? {

@@ -10,6 +10,7 @@ use crate::data::prepare::prepare;
 use crate::data::tasks::prepared::{prepare as prepare_task, Settings};
 use crate::data::tasks::TaskSpec;
 use crate::data::tokenizer::Tokenizer;
+use crate::distributed::World;
 use crate::model::attention::Heads;
 use crate::model::weights::Select;
 use crate::model::{Encoder, Input, MaskedLmHead, Parameters, Pass};
@@ -81,7 +82,7 @@ impl Subject {
         let looked = Config { run: crate::config::Run { init_from: Some(run.into()), ..Default::default() }, ..Config::default() };
         let Some(parent) = Parent::find(&looked)? else { bail!("{}: no model is here", run.display()) };
         let config = read_config(&parent.run)?;
-        let device = setup::device(&config, &Origins::default())?;
+        let device = setup::device(&config, &Origins::default(), &World::default())?;
         let mut parameters = Parameters::new(untrained.unwrap_or(0), device);
         let encoder = Encoder::new(&mut parameters, &parent.model);
         if with_head && config.data.task.is_some() {

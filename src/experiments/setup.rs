@@ -6,12 +6,14 @@ use crate::config::validate::parse_device;
 use crate::config::{AttentionKind, Config, Model, Origins};
 use crate::data::tokenizer::Tokenizer;
 use crate::digest::{file_sha256, sha256};
+use crate::distributed::World;
 use crate::log::{progress::Progress, tensorboard::About, Log};
 use crate::model::weights::{Select, WeightsFile};
 use crate::model::Parameters;
 use crate::native::runtime;
 use crate::train::checkpoint::{step_name, Checkpoint};
 use crate::train::optimizer::Optimizer;
+use crate::train::ranks::{compare_weights, Ranks};
 use crate::train::run::{environment, is_checkpoint, read_config, run_of, RunFolder, MAY_CHANGE};
 use crate::train::saver::{check_room, estimate, Saver};
 use crate::train::state::State;
@@ -34,12 +36,17 @@ const FREE_KEYS: [&str; 7] = [
     "model.attention.backend",
 ];
 
-/// The device of a config, with libtorch told how many threads to use.
-pub fn device(config: &Config, origins: &Origins) -> Result<Device> {
+/// The device of a config for this rank, with libtorch told how many threads to use.
+pub fn device(config: &Config, origins: &Origins, world: &World) -> Result<Device> {
     if config.run.threads > 0 {
         tch::set_num_threads(i32::try_from(config.run.threads).unwrap_or(i32::MAX));
     }
     let device = parse_device(&config.run.device).unwrap_or(Device::Cpu);
+    if let (Device::Cuda(_), false) = (device, world.is_single()) {
+        let message =
+            format!("found {}, but several ranks train on CPUs so far: use run.device=cpu, or one process a GPU", config.run.device);
+        return Err(origins.error("run.device", message).into());
+    }
     if let Device::Cuda(index) = device {
         let reason = runtime::load_cuda().err();
         let count = tch::Cuda::device_count();
@@ -183,7 +190,25 @@ pub fn load_projections(config: &Config, parameters: &Parameters) -> Result<()> 
 
 /// Makes or opens the run's folder.
 pub fn open_folder(config: &Config, start: &Start, inputs: &Value, total_steps: u64) -> Result<RunFolder> {
-    Ok(RunFolder::open(&run_dir(config, &start.name), config, inputs, total_steps, &start.resume)?)
+    let (world, path) = (&start.world, run_dir(config, &start.name));
+    world.agree("config", &what_all_share(config))?;
+    world.agree("inputs", inputs)?;
+    if !world.is_first() {
+        return Ok(RunFolder::follow(&path, &world.from_first(Value::Null)?)?);
+    }
+    let folder = RunFolder::open(&path, config, inputs, total_steps, &start.resume)?;
+    world.from_first(folder.found())?;
+    Ok(folder)
+}
+
+/// The config without what may differ between machines.
+fn what_all_share(config: &Config) -> Value {
+    let mut config = config.clone();
+    config.run.device = config.run.device.split(':').next().unwrap_or_default().into();
+    config.run.threads = 0;
+    config.run.dir = None;
+    config.data.cache_dir = PathBuf::new();
+    serde_json::to_value(config).unwrap_or_default()
 }
 
 /// A run whose model stands: all that is left is to train it.
@@ -207,24 +232,41 @@ impl<T: Task> Job<'_, T> {
         let (folder, parameters) = (&self.folder, self.parameters);
         let mut optimizer = Optimizer::new(parameters, &self.config.train);
         let mut state = State::default();
+        let world = &self.start.world;
         if let Some(checkpoint) = &folder.checkpoint {
-            checkpoint.weights()?.load_into(parameters, Select::All)?;
-            optimizer.load(&checkpoint.optimizer()?)?;
+            if world.is_first() {
+                checkpoint.weights()?.load_into(parameters, Select::All)?;
+                optimizer.load(&checkpoint.optimizer()?)?;
+            }
+            world.broadcast(parameters.iter().map(|p| &p.tensor))?;
+            world.broadcast(optimizer.state().into_iter().map(|(_, tensor)| tensor))?;
             state = checkpoint.state.clone();
         }
+        compare_weights(world, parameters, "before the first step")?;
+        let ranks = Ranks::new(world, &self.config.run.ranks, parameters);
         let keep = keep(&self.config.train);
-        let crowded = check_room(&folder.path, estimate(parameters, &optimizer), keep)?;
+        let crowded = if world.is_first() { check_room(&folder.path, estimate(parameters, &optimizer), keep)? } else { None };
+        if let Some(shard) = &ranks.shard {
+            optimizer.keep_only(|weight| shard.owns(world.rank(), weight));
+        }
         folder.write_text("tokenizer.json", &self.tokenizer.to_json()?)?;
         let peak_flops = measure_peak(parameters.device(), kind_of(self.config.train.precision));
         folder.write("environment.json", &environment(&self.config.run.device, peak_flops / 1e12))?;
-        let progress = Progress::new(&self.start.name, state.step, self.total_steps);
+        let progress = if world.is_first() { Progress::new(&self.start.name, state.step, self.total_steps) } else { Progress::silent() };
+        if !world.is_single() {
+            progress.note(&format!("{} ranks", world.size()));
+        }
         crowded.iter().chain(&self.warnings).for_each(|text| progress.warn(text));
         folder.damaged.iter().for_each(|text| progress.warn(&format!("passed over a checkpoint: {text}")));
         if state.step > 0 {
             progress.note(&format!("goes on after step {}", state.step));
         }
-        let about = about(&self.start.name, self.config, parameters)?;
-        let mut log = Log::open(&folder.path, state.step, progress, &about, self.config.train.histogram_every > 0);
+        let mut log = if world.is_first() {
+            let about = about(&self.start.name, self.config, parameters)?;
+            Log::open(&folder.path, state.step, progress, &about, self.config.train.histogram_every > 0)
+        } else {
+            Log::silent()
+        };
         let interrupt = self.start.interrupt.clone().limited(self.config.train.max_hours);
         interrupt.wait_for_checkpoint();
         let session = Session {
@@ -234,7 +276,8 @@ impl<T: Task> Job<'_, T> {
             optimizer,
             state,
             folder,
-            saver: Saver::new(&folder.checkpoints(), keep),
+            ranks,
+            saver: if world.is_first() { Saver::new(&folder.checkpoints(), keep) } else { Saver::idle() },
             log: &mut log,
             interrupt: &interrupt,
             flops_per_token: 3.0 * self.flops_per_token,

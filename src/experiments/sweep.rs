@@ -1,4 +1,4 @@
-//! A sweep: its runs one after the other, each in a process of its own, and one table at the end.
+//! A sweep: its runs one after the other or several at a time, each in a process of its own, and one table at the end.
 //!
 //! A run that is done is skipped, one that was broken off goes on, and one that fails does not stop the others.
 
@@ -18,31 +18,64 @@ use serde_json::{json, Value};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
+/// Which runs of a sweep are made here, and how many at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    pub at_once: usize,
+    /// One run by its number (from 0): a job of an array makes one, and the table of what is done by then.
+    pub only: Option<usize>,
+}
+
 /// Runs a sweep and prints its table; `results` is a folder for `results.json` instead of the file's.
-pub fn run(sweep: &Sweep, results: Option<&Path>, interrupt: &Interrupt) -> Result<Finished> {
+pub fn run(sweep: &Sweep, share: Share, results: Option<&Path>, interrupt: &Interrupt) -> Result<Finished> {
     let configs = sweep.dir.join("configs");
     fs::create_dir_all(&configs).with_context(|| configs.display().to_string())?;
-    let mut failed = Vec::new();
-    for (i, run) in sweep.runs.iter().enumerate() {
-        say(&format!("[{}/{}] {}", i + 1, sweep.runs.len(), run.name));
-        let status = start(run, &configs, interrupt)?;
-        if interrupt.is_set() || status.code() == Some(130) {
-            return Ok(Finished::Interrupted);
+    let count = sweep.runs.len();
+    let mut waiting = match share.only {
+        Some(only) if only >= count => bail!("--only: found {only}, expected 0 to {}", count - 1),
+        Some(only) => only..only + 1,
+        None => 0..count,
+    };
+    let mut workers: Vec<Option<Worker>> = (0..share.at_once.max(1)).map(|_| None).collect();
+    let (mut failed, mut interrupted) = (Vec::new(), false);
+    loop {
+        interrupted |= interrupt.is_set();
+        for (device, slot) in workers.iter_mut().enumerate() {
+            if let Some(status) = slot.as_mut().map(|worker| worker.poll(interrupt)).transpose()?.flatten() {
+                let run = slot.take().map_or(0, |worker| worker.run);
+                interrupted |= interrupt.is_set() || status.code() == Some(130);
+                if !status.success() && !interrupted {
+                    say(&format!("[{}/{count}] {} failed ({status}); the sweep goes on", run + 1, sweep.runs[run].name));
+                    failed.push(sweep.runs[run].name.as_str());
+                }
+            }
+            if slot.is_none() && !interrupted {
+                if let Some(next) = waiting.next() {
+                    say(&format!("[{}/{count}] {}", next + 1, sweep.runs[next].name));
+                    let child = start(&sweep.runs[next], &configs, (share.at_once > 1).then_some(device))?;
+                    *slot = Some(Worker { run: next, child, told: false });
+                }
+            }
         }
-        if !status.success() {
-            say(&format!("[{}/{}] {} failed ({status}); the sweep goes on", i + 1, sweep.runs.len(), run.name));
-            failed.push(run.name.as_str());
+        if workers.iter().all(Option::is_none) {
+            break;
         }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    if interrupted {
+        return Ok(Finished::Interrupted);
     }
     let table = Table::of(sweep);
     table.write(&sweep.dir)?;
-    write_results(sweep, results)?;
-    std::io::stdout().write_all(table.text().as_bytes())?;
+    if share.only.is_none() {
+        write_results(sweep, results)?;
+        std::io::stdout().write_all(table.text().as_bytes())?;
+    }
     if !failed.is_empty() {
-        bail!("{} of {} runs failed: {}", failed.len(), sweep.runs.len(), failed.join(", "));
+        bail!("{} of {count} runs failed: {}", failed.len(), failed.join(", "));
     }
     Ok(Finished::Done(Value::Null))
 }
@@ -95,30 +128,76 @@ pub fn describe(sweep: &Sweep) -> String {
     about + &align(rows) + &format!("{} runs, at most {} tokens of pretraining{time}\n", sweep.runs.len(), thousands(total)) + &silent
 }
 
+/// A batch script for Slurm: an array with one job a run. What is done is skipped and what was broken off goes on, so the same
+/// script may be submitted again; `linformer sweep FILE` makes the table of what there is.
+pub fn slurm_script(sweep: &Sweep, file: &Path, overrides: &[String]) -> Result<String> {
+    let program = std::env::current_exe()?;
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', "'\\''"));
+    let words = [program.display().to_string(), "sweep".into(), file.display().to_string()];
+    let words: Vec<String> = words.iter().chain(overrides).map(|word| quoted(word)).collect();
+    let name = sweep.dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_else(|| "sweep".into());
+    Ok(format!(
+        "#!/bin/bash\n\
+         #SBATCH --job-name={name}\n\
+         #SBATCH --array=0-{}\n\
+         #SBATCH --ntasks=1\n\
+         #SBATCH --cpus-per-task=8\n\
+         ##SBATCH --gpus-per-task=1\n\
+         #SBATCH --time=24:00:00\n\
+         #SBATCH --requeue\n\
+         # A checkpoint is written two minutes before the time is over; submit again to go on.\n\
+         #SBATCH --signal=USR1@120\n\
+         #SBATCH --output={}/slurm-%A_%a.log\n\
+         cd {}\n\
+         srun {} --only \"$SLURM_ARRAY_TASK_ID\"\n",
+        sweep.runs.len() - 1,
+        sweep.dir.display(),
+        quoted(&std::env::current_dir()?.display().to_string()),
+        words.join(" "),
+    ))
+}
+
 /// To stderr; a reader that went away is no reason to stop.
 fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// In a process of its own, so that nothing one run does (not even the end of memory) touches the others.
-fn start(run: &SweepRun, configs: &Path, interrupt: &Interrupt) -> Result<ExitStatus> {
+/// A run at work.
+struct Worker {
+    run: usize,
+    child: Child,
+    told: bool,
+}
+
+impl Worker {
+    /// How it ended, if it has; passes a request to stop on.
+    fn poll(&mut self, interrupt: &Interrupt) -> Result<Option<ExitStatus>> {
+        if interrupt.is_terminate() && !self.told {
+            runtime::terminate(&self.child);
+            self.told = true;
+        }
+        Ok(self.child.try_wait()?)
+    }
+}
+
+/// In a process of its own, so that nothing one run does (not even the end of memory) touches the others. Runs at the same time
+/// take a GPU each, by its number, unless the user has chosen.
+fn start(run: &SweepRun, configs: &Path, device: Option<usize>) -> Result<Child> {
     let path = configs.join(format!("{}.json", run.name));
     let text = serde_json::to_string_pretty(&run.raw)?;
     replace(&path, text.as_bytes()).with_context(|| path.display().to_string())?;
     let command = if run.config.data.task.is_some() { "finetune" } else { "pretrain" };
     let program = std::env::current_exe()?;
-    let mut child = Command::new(program).arg(command).arg(&path).args(["--resume", "auto", "--quiet"]).spawn()?;
-    let mut told = false;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status);
-        }
-        if interrupt.is_terminate() && !told {
-            runtime::terminate(&child);
-            told = true;
-        }
-        std::thread::sleep(Duration::from_millis(20));
+    let mut process = Command::new(program);
+    process.arg(command).arg(&path).args(["--resume", "auto", "--quiet"]);
+    // A task of a job step is one run here, not one rank of many.
+    for name in ["SLURM_STEP_NUM_TASKS", "RANK", "WORLD_SIZE"] {
+        process.env_remove(name);
     }
+    if let Some(device) = device.filter(|_| run.config.run.device == "cuda" && std::env::var_os("CUDA_VISIBLE_DEVICES").is_none()) {
+        process.env("CUDA_VISIBLE_DEVICES", device.to_string());
+    }
+    Ok(process.spawn()?)
 }
 
 /// One row a group of runs that differ in their seed alone.

@@ -66,6 +66,11 @@ impl Log {
         Self { lines, histograms, events: keep(events, "tensorboard", &progress), progress }
     }
 
+    /// No sinks: another rank has them.
+    pub fn silent() -> Self {
+        Self { lines: None, histograms: None, events: None, progress: Progress::silent() }
+    }
+
     /// One record to every sink.
     pub fn record(&mut self, record: &Record) {
         let line = record.to_json(now());

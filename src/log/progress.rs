@@ -7,6 +7,8 @@ use std::time::Instant;
 /// Progress of one run, on stderr.
 pub struct Progress {
     bar: Option<ProgressBar>,
+    /// Of a rank beside the first: nothing is shown.
+    silent: bool,
     name: String,
     total: u64,
     first: u64,
@@ -17,7 +19,12 @@ impl Progress {
     /// For steps `first + 1 ..= total`.
     pub fn new(name: &str, first: u64, total: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| make_bar(name, first, total));
-        Self { bar, name: name.into(), total, first, started: Instant::now() }
+        Self { bar, silent: false, name: name.into(), total, first, started: Instant::now() }
+    }
+
+    /// Shows nothing: another rank does.
+    pub fn silent() -> Self {
+        Self { bar: None, silent: true, name: String::new(), total: 0, first: 0, started: Instant::now() }
     }
 
     /// Moves to a step.
@@ -55,6 +62,9 @@ impl Progress {
     }
 
     fn plain(&self, line: &str) {
+        if self.silent {
+            return;
+        }
         // A reader that went away is no reason to stop.
         let _ = writeln!(std::io::stderr(), "{line}");
     }

@@ -224,7 +224,7 @@ fn feed_forward_and_output_norm_are_their_compositions() {
 #[test]
 fn heads_are_their_composition() {
     // The gradients of the queries are small differences of large sums.
-    for (kind, tolerance) in [(Kind::Float, 5e-5), (Kind::BFloat16, 5e-2)] {
+    for (kind, tolerance) in [(Kind::Float, 2e-4), (Kind::BFloat16, 6e-2)] {
         if !attention_is_supported(kind, Device::Cpu, 32) {
             continue;
         }
@@ -254,25 +254,27 @@ fn heads_are_their_composition() {
                 project_values: weights.get(4),
             };
             let split = |t: Tensor| t.view([batch, -1, count, d / count]).transpose(1, 2);
+            // In fp32 on rounded values: in bf16 libtorch would be the less exact of the two.
+            let wide = |t: &Tensor| t.to_kind(kind).to_kind(Kind::Float);
             let composed = || {
-                let x = &leaves[0];
+                let x = &wide(&leaves[0]);
                 let real = match &keep {
-                    Some(keep) if matrices > 0 => x * keep.unsqueeze(-1).to_kind(kind),
+                    Some(keep) if matrices > 0 => x * keep.unsqueeze(-1).to_kind(Kind::Float),
                     _ => x.shallow_clone(),
                 };
                 let compress = |i: usize| match leaves.get(4 + i.min(matrices as usize - 1)) {
-                    Some(e) => e.narrow(1, 0, length).to_kind(kind).matmul(&real),
+                    Some(e) => wide(&e.narrow(1, 0, length)).matmul(&real),
                     None => x.shallow_clone(),
                 };
                 let [keys, values] = if matrices == 0 { [x.shallow_clone(), x.shallow_clone()] } else { [compress(0), compress(1)] };
-                let [q, k, v] = [(x, 0), (&keys, 1), (&values, 2)].map(|(t, i)| split(product(t, &leaves[1 + i], &biases[i])));
-                let scores = (q / ((d / count) as f64).sqrt()).matmul(&k.transpose(-2, -1)).to_kind(Kind::Float);
+                let [q, k, v] =
+                    [(x, 0), (&keys, 1), (&values, 2)].map(|(t, i)| split(product(t, &wide(&leaves[1 + i]), &wide(&biases[i]))));
+                let scores = (q / ((d / count) as f64).sqrt()).matmul(&k.transpose(-2, -1));
                 let scores = match &keep {
                     Some(keep) if matrices == 0 => scores.masked_fill(&keep.logical_not().unsqueeze(1).unsqueeze(1), f64::NEG_INFINITY),
                     _ => scores,
                 };
-                let probabilities = scores.softmax(-1, Kind::Float).to_kind(kind);
-                let dropped = dropout(&probabilities, p, drop(p).stream, drop(p).offset).unwrap();
+                let dropped = dropout(&scores.softmax(-1, Kind::Float), p, drop(p).stream, drop(p).offset).unwrap();
                 dropped.matmul(&v).transpose(1, 2).reshape([batch, length, d])
             };
             agree(&leaves, tolerance, || heads(&leaves[0], &given, keep.as_ref(), count, drop(p)).unwrap(), composed);

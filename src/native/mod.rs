@@ -7,19 +7,23 @@
 //! | [`fused`]   | blocks of the model in one pass over memory, with their gradients |
 //! | [`weight`]  | weights with their bf16 copies |
 //! | [`optim`]   | Adam and AdamW with state that can be saved, gradient norms |
+//! | [`distributed`] | c10d: the store, Gloo's collectives, gradients reduced while the backward pass runs |
 //! | [`mapped`]  | a read-only memory map |
 //! | [`disk`]    | free room on a file system |
+//! | [`process`] | children that end with their parent |
 //! | [`panics`]  | libtorch's exceptions, which tch turns into panics, as errors |
 //!
 //! Every C++ exception comes back as [`NativeError`] with the first line of its text (the rest is libtorch's backtrace).
 #![allow(unsafe_code)]
 
 pub mod disk;
+pub mod distributed;
 pub mod dropout;
 pub mod fused;
 pub mod mapped;
 pub mod optim;
 pub mod panics;
+pub mod process;
 pub mod runtime;
 pub mod weight;
 
@@ -30,6 +34,13 @@ use tch::Tensor;
 #[derive(Debug, thiserror::Error)]
 #[error("libtorch: {0}")]
 pub struct NativeError(String);
+
+impl NativeError {
+    /// A failure of this program that is told as libtorch's are.
+    pub fn new(text: &str) -> Self {
+        Self(text.into())
+    }
+}
 
 extern "C" {
     fn linformer_last_error() -> *const c_char;

@@ -15,6 +15,8 @@ const EXIT: i32 = 130;
 pub struct Interrupt {
     any: Arc<AtomicBool>,
     terminate: Arc<AtomicBool>,
+    /// Another rank was asked to stop. A flag of its own: a first signal after it is no second signal.
+    others: Arc<AtomicBool>,
     /// Nothing to save yet.
     early: Arc<AtomicBool>,
     started: Instant,
@@ -25,7 +27,7 @@ impl Default for Interrupt {
     /// One that is never set.
     fn default() -> Self {
         let flag = |value| Arc::new(AtomicBool::new(value));
-        Self { any: flag(false), terminate: flag(false), early: flag(true), started: Instant::now(), limit: None }
+        Self { any: flag(false), terminate: flag(false), others: flag(false), early: flag(true), started: Instant::now(), limit: None }
     }
 }
 
@@ -62,7 +64,16 @@ impl Interrupt {
     }
 
     pub fn is_set(&self) -> bool {
-        self.any.load(Ordering::Relaxed) || self.limit.is_some_and(|limit| self.started.elapsed() >= limit)
+        self.any.load(Ordering::Relaxed) || self.is_set_by_others() || self.limit.is_some_and(|limit| self.started.elapsed() >= limit)
+    }
+
+    /// Asks this process to stop because another rank is to.
+    pub fn set_by_others(&self) {
+        self.others.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_set_by_others(&self) -> bool {
+        self.others.load(Ordering::Relaxed)
     }
 
     /// Whether it was SIGTERM or SIGUSR1, which reach this process alone; Ctrl-C reaches its children as well.

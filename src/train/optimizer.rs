@@ -21,6 +21,8 @@ struct Member {
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     step: Tensor,
+    /// false: another rank has its state and updates it.
+    owned: bool,
 }
 
 /// The gradients of one step, checked and measured.
@@ -42,9 +44,19 @@ impl Optimizer {
                 exp_avg: p.tensor.detach().zeros_like(),
                 exp_avg_sq: p.tensor.detach().zeros_like(),
                 step: Tensor::zeros([], (Kind::Float, p.tensor.device())),
+                owned: true,
             })
             .collect();
         Self { settings: settings.clone(), members }
+    }
+
+    /// Gives up the state of the weights that other ranks update.
+    pub fn keep_only(&mut self, owns: impl Fn(usize) -> bool) {
+        for (_, member) in self.members.iter_mut().enumerate().filter(|(i, _)| !owns(*i)) {
+            let none = || Tensor::empty([0], (Kind::Float, member.exp_avg.device()));
+            (member.exp_avg, member.exp_avg_sq) = (none(), none());
+            member.owned = false;
+        }
     }
 
     /// Measures the gradients of the last backward pass; a weight that got none counts as 0.
@@ -69,10 +81,9 @@ impl Optimizer {
             decoupled: (s.optimizer == OptimizerKind::AdamW).into(),
         };
         let gradient = |weight: &Tensor| if weight.grad().defined() { weight.grad() } else { weight.detach().zeros_like() };
-        let gradients: Vec<Tensor> = self.members.iter().map(|m| gradient(m.weight.tensor())).collect();
-        let items: Vec<AdamItem> = self
-            .members
-            .iter()
+        let owned = || self.members.iter().filter(|m| m.owned);
+        let gradients: Vec<Tensor> = owned().map(|m| gradient(m.weight.tensor())).collect();
+        let items: Vec<AdamItem> = owned()
             .zip(&gradients)
             .map(|(m, gradient)| {
                 let Member { weight, exp_avg, exp_avg_sq, step, decays, .. } = m;
@@ -82,10 +93,10 @@ impl Optimizer {
         adam_step(&items, &settings)
     }
 
-    /// State by name: `exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME`, as PyTorch calls them.
+    /// State of the weights that are updated here, by name: `exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME`, as PyTorch calls them.
     pub fn state(&self) -> Vec<(String, &Tensor)> {
         let state = |m: &'_ Member| ["exp_avg", "exp_avg_sq", "step"].map(|part| format!("{part}.{}", m.name));
-        self.members.iter().flat_map(|m| state(m).into_iter().zip([&m.exp_avg, &m.exp_avg_sq, &m.step])).collect()
+        self.members.iter().filter(|m| m.owned).flat_map(|m| state(m).into_iter().zip([&m.exp_avg, &m.exp_avg_sq, &m.step])).collect()
     }
 
     /// Takes the state of a file, after all of it has been checked.

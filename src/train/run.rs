@@ -2,6 +2,7 @@
 
 use super::checkpoint::{set_aside_after, Checkpoint, CheckpointError};
 use super::saver::adopt;
+use super::state::State;
 use crate::config::Config;
 use crate::durable;
 use crate::log::HISTOGRAMS;
@@ -42,7 +43,7 @@ pub enum RunError {
 }
 
 /// Keys that may differ on resume: how long, how often, where; never what is learned from what.
-pub const MAY_CHANGE: [&str; 14] = [
+pub const MAY_CHANGE: [&str; 20] = [
     "train.max_steps",
     "train.log_every",
     "train.histogram_every",
@@ -56,6 +57,12 @@ pub const MAY_CHANGE: [&str; 14] = [
     "run.dir",
     "run.device",
     "run.threads",
+    "run.ranks.join_timeout",
+    "run.ranks.peer_timeout",
+    "run.ranks.collective_timeout",
+    "run.ranks.bucket_mib",
+    "run.ranks.compare_every",
+    "run.ranks.shard_optimizer",
     "data.cache_dir",
 ];
 
@@ -68,8 +75,8 @@ pub struct RunFolder {
     pub damaged: Vec<String>,
     /// The summary, if the run is done.
     pub done: Option<Value>,
-    /// Held as long as the run writes here.
-    _lock: File,
+    /// Held as long as the run writes here; None: another rank writes.
+    lock: Option<File>,
 }
 
 impl RunFolder {
@@ -90,7 +97,7 @@ impl RunFolder {
         }
         fs::create_dir_all(path).map_err(failed(path))?;
         let lock = lock(path)?;
-        let mut run = Self { path: path.into(), checkpoint: None, damaged: Vec::new(), done: None, _lock: lock };
+        let mut run = Self { path: path.into(), checkpoint: None, damaged: Vec::new(), done: None, lock: Some(lock) };
         let now = serde_json::to_value(config).unwrap_or_default();
         if exists {
             // Through the type: a key that this run's program did not know had its default.
@@ -110,6 +117,20 @@ impl RunFolder {
         run.write("inputs.json", inputs)?;
         run.write("config.json", &now)?;
         Ok(run)
+    }
+
+    /// Of a rank beside the first: nothing is read or written here. `found` is [`Self::found`] of the first one.
+    pub fn follow(path: &Path, found: &Value) -> Result<Self, RunError> {
+        let invalid = |e: serde_json::Error| RunError::Invalid { path: path.into(), message: e.to_string() };
+        let state: Option<State> = serde_json::from_value(found["state"].clone()).map_err(invalid)?;
+        let checkpoint = state.map(|state| Checkpoint { folder: path.join("checkpoints"), state });
+        let done = Some(found["done"].clone()).filter(|done| !done.is_null());
+        Ok(Self { path: path.into(), checkpoint, damaged: Vec::new(), done, lock: None })
+    }
+
+    /// What the other ranks have to know of what is here.
+    pub fn found(&self) -> Value {
+        json!({"state": self.checkpoint.as_ref().map(|c| &c.state), "done": self.done})
     }
 
     fn find_checkpoint(&mut self, resume: &Resume) -> Result<(), RunError> {
@@ -173,12 +194,15 @@ impl RunFolder {
         self.path.join("checkpoints")
     }
 
-    /// Writes a JSON file aside, syncs it and renames it.
+    /// Writes a JSON file aside, syncs it and renames it. Of several ranks the first one does.
     pub fn write(&self, name: &str, value: &Value) -> Result<(), RunError> {
         self.write_text(name, &(serde_json::to_string_pretty(value).unwrap_or_default() + "\n"))
     }
 
     pub fn write_text(&self, name: &str, text: &str) -> Result<(), RunError> {
+        if self.lock.is_none() {
+            return Ok(());
+        }
         let path = self.path.join(name);
         durable::replace(&path, text.as_bytes()).map_err(failed(&path))
     }

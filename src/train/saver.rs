@@ -33,6 +33,8 @@ type Saved = Result<Option<io::Error>, CheckpointError>;
 pub struct Saver {
     folder: PathBuf,
     keep: Keep,
+    /// false: another rank writes.
+    active: bool,
     writing: Option<JoinHandle<(Copy, Saved)>>,
     /// The last copy's memory: touched already, so that the next copy is fast.
     spare: Option<Copy>,
@@ -47,12 +49,22 @@ struct Copy {
 impl Saver {
     /// Checkpoints go into `folder`, whose parent exists.
     pub fn new(folder: &Path, keep: Keep) -> Self {
-        Self { folder: folder.into(), keep, writing: None, spare: None }
+        Self { folder: folder.into(), keep, active: true, writing: None, spare: None }
+    }
+
+    /// Of a rank beside the first: saves nothing.
+    pub fn idle() -> Self {
+        let mut saver = Self::new(Path::new(""), Keep { newest: 1, best: 1 });
+        saver.active = false;
+        saver
     }
 
     /// Copies everything and starts to write it; an earlier save is waited for, and its outcome comes back. `logs` are synced
     /// before the checkpoint is valid, so that it never knows of more than they do.
     pub fn save(&mut self, parameters: &Parameters, optimizer: &Optimizer, state: &State, logs: Vec<File>) -> Saved {
+        if !self.active {
+            return Ok(None);
+        }
         let earlier = self.wait()?;
         let copy = Copy::of(self.spare.take(), parameters, optimizer);
         let (folder, keep, state) = (self.folder.clone(), self.keep, state.clone());

@@ -63,6 +63,10 @@ pub struct Window {
     pub waited: f64,
     /// Seconds that training stood still for checkpoints.
     pub stalled: f64,
+    /// Seconds that gradients were on the way between ranks ...
+    pub communication: f64,
+    /// ... and of these, those after the last gradient was known.
+    pub exposed_communication: f64,
     pub largest_norm: f64,
     pub spikes: u64,
     pub skipped: u64,

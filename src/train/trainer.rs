@@ -5,10 +5,12 @@ use super::health::{Incident, NotFinite};
 use super::histograms::histograms;
 use super::interrupt::Interrupt;
 use super::optimizer::{Gradients, Optimizer};
+use super::ranks::{Ranks, Step};
 use super::run::{RunError, RunFolder};
 use super::saver::{Keep, Saver};
 use super::schedule::Schedule;
-use super::state::{Rank, State};
+use super::shard::Shard;
+use super::state::{Rank, State, Window};
 use crate::config::{Precision, Train};
 use crate::data::loader::{self, Batches, Loader};
 use crate::log::{progress::thousands, Log, Record};
@@ -72,6 +74,7 @@ pub struct Session<'a> {
     pub config: &'a Train,
     pub total_steps: u64,
     pub parameters: &'a Parameters,
+    pub ranks: Ranks<'a>,
     pub optimizer: Optimizer,
     pub state: State,
     pub folder: &'a RunFolder,
@@ -102,6 +105,8 @@ pub enum TrainError {
     Step { step: u64, sequences: usize, length: usize, source: NativeError },
     #[error("evaluation after step {step}: {source}")]
     Evaluation { step: u64, source: NativeError },
+    #[error("gathering the optimizer's state after step {step}: {source}")]
+    Gather { step: u64, source: NativeError },
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
@@ -128,7 +133,7 @@ fn train_on<T: Task>(task: &T, batches: &Loader<T::Data>, mut session: Session) 
         }
         let step = session.state.step;
         let done = !session.state.evaluation_pending && (step >= session.total_steps || session.is_out_of_patience());
-        let interrupted = !done && session.interrupt.is_set();
+        let interrupted = !done && session.ranks.is_stopped(session.interrupt.is_set());
         let wanted = done || interrupted || keep || due(step, session.config.checkpoint_every);
         if wanted && saved != Some(step) {
             session.save()?;
@@ -156,6 +161,7 @@ impl Session<'_> {
     /// One step with its bookkeeping.
     fn advance<T: Task>(&mut self, task: &T, batches: &Loader<T::Data>, schedule: &Schedule) -> Result<(), TrainError> {
         let step = self.state.step + 1;
+        self.ranks.world.at_step(step);
         let started = Instant::now();
         let batch = batches.take(step);
         self.state.window.waited += started.elapsed().as_secs_f64();
@@ -195,18 +201,24 @@ impl Session<'_> {
     /// Forward, backward, checks, update. Loss and gradients that are not finite never reach weights or optimizer.
     fn step<T: Task>(&mut self, task: &T, batch: &T::Batch, size: BatchSize, step: u64, lr: f64) -> Result<Update, TrainError> {
         let failed = |source| TrainError::Step { step, sequences: size.sequences, length: size.length, source };
-        let loss = catch(|| self.backward(task, batch, size, step)).map_err(failed)?;
+        let part = catch(|| self.backward(task, batch, size, step)).map_err(failed)?;
+        let Step { loss, times } = self.ranks.after_backward(part, self.interrupt.is_set()).map_err(failed)?;
+        self.state.window.communication += times.busy;
+        self.state.window.exposed_communication += times.exposed;
         let Gradients { norm, first_bad } = self.optimizer.gradients().map_err(failed)?;
         if loss.is_finite() && norm.is_finite() {
             if due(step, self.config.histogram_every) {
                 self.log.histograms(step, &histograms(self.parameters));
             }
             self.optimizer.step(lr, norm).map_err(failed)?;
+            self.ranks.after_update(self.parameters).map_err(failed)?;
             self.parameters.forget_gradients().map_err(failed)?;
+            self.ranks.compare(self.parameters, step).map_err(failed)?;
             return Ok(Update::Made { loss, norm });
         }
         self.parameters.forget_gradients().map_err(failed)?;
         let module = catch(|| self.first_bad_module(task, batch, size, step)).map_err(failed)?;
+        let module = self.ranks.first_said(module).map_err(failed)?;
         let (what, value, beyond) = if loss.is_finite() {
             let weight = first_bad.unwrap_or_else(|| "none: their sum overflows".into());
             ("gradient norm", norm, format!("the gradient of {weight}"))
@@ -217,14 +229,22 @@ impl Session<'_> {
     }
 
     /// Adds up the gradients of all micro-batches, each loss divided by the targets of the *whole* batch: unequal
-    /// micro-batches weigh as they would in one big batch.
+    /// micro-batches weigh as they would in one big batch. The last backward pass sums them over the ranks. The loss is of this
+    /// rank's micro-batches.
     fn backward<T: Task>(&self, task: &T, batch: &T::Batch, size: BatchSize, step: u64) -> Result<f64, NativeError> {
         let mut total = Tensor::zeros([], (Kind::Float, self.parameters.device()));
-        for sequences in self.micro_batches(size) {
-            let LossSum(sum) = task.loss(batch, sequences.clone(), &self.pass(step, &sequences))?;
+        let pieces = self.ranks.micro_batches(self.config, size.sequences);
+        for (i, sequences) in pieces.iter().enumerate() {
+            let LossSum(sum) = task.loss(batch, sequences.clone(), &self.pass(step, sequences))?;
             let loss = sum / size.targets.max(1) as f64;
+            if i + 1 == pieces.len() {
+                self.ranks.before_last(self.parameters, Some(&loss))?;
+            }
             loss.backward();
             total += loss.detach();
+        }
+        if pieces.is_empty() {
+            self.ranks.before_last(self.parameters, None)?;
         }
         Ok(total.double_value(&[]))
     }
@@ -233,16 +253,10 @@ impl Session<'_> {
     fn first_bad_module<T: Task>(&self, task: &T, batch: &T::Batch, size: BatchSize, step: u64) -> Result<Option<String>, NativeError> {
         let _guard = tch::no_grad_guard();
         let watch = Watch::default();
-        for sequences in self.micro_batches(size) {
+        for sequences in self.ranks.micro_batches(self.config, size.sequences) {
             task.loss(batch, sequences.clone(), &self.pass(step, &sequences).watched(&watch))?;
         }
         Ok(watch.first_bad().map(|seen| seen.module))
-    }
-
-    fn micro_batches(&self, size: BatchSize) -> impl Iterator<Item = Range<usize>> {
-        let pieces = self.config.batch_size.div_ceil(self.config.micro_batch());
-        let micro = size.sequences.div_ceil(pieces).max(1);
-        (0..size.sequences).step_by(micro).map(move |first| first..(first + micro).min(size.sequences))
     }
 
     fn pass(&self, step: u64, sequences: &Range<usize>) -> Pass<'static> {
@@ -284,7 +298,11 @@ impl Session<'_> {
     /// Starts to write a checkpoint.
     fn save(&mut self) -> Result<(), TrainError> {
         let started = Instant::now();
-        let unsynced = self.saver.save(self.parameters, &self.optimizer, &self.state, self.log.files())?;
+        let step = self.state.step;
+        let gather = |shard: &Shard| shard.gather(self.ranks.world, self.parameters, self.config, &self.optimizer);
+        let whole = self.ranks.shard.as_ref().map(gather).transpose().map_err(|source| TrainError::Gather { step, source })?.flatten();
+        let optimizer = whole.as_ref().unwrap_or(&self.optimizer);
+        let unsynced = self.saver.save(self.parameters, optimizer, &self.state, self.log.files())?;
         self.state.window.stalled += started.elapsed().as_secs_f64();
         unsynced.iter().for_each(|error| self.log.unsynced(error));
         Ok(())
@@ -306,7 +324,7 @@ impl Session<'_> {
         let window = std::mem::take(&mut self.state.window);
         let loss = window.loss / window.targets as f64;
         let speed = window.tokens as f64 / window.seconds;
-        let record = Record {
+        let mut record = Record {
             step: self.state.step,
             split: "train",
             values: vec![
@@ -319,21 +337,39 @@ impl Session<'_> {
                 ("grad_norm_spikes", window.spikes as f64),
                 ("skipped_steps", window.skipped as f64),
                 ("tokens_per_second", speed),
-                ("mfu", speed * self.flops_per_token / self.peak_flops),
+                ("mfu", speed * self.flops_per_token / (self.peak_flops * self.ranks.world.size() as f64)),
                 ("data_wait", window.waited / window.seconds),
                 ("padding", (1.0 - window.tokens as f64 / window.positions as f64).max(0.0)),
                 ("checkpoint_stall", window.stalled / (window.seconds + window.stalled)),
             ],
         };
+        record.values.extend(self.communication(&window));
         self.log.record(&record);
         self.log.progress.report(self.state.step, &format!("loss {loss:.3}, {} tokens/s", thousands(speed)));
+    }
+
+    /// Shares of the time, if there are several ranks: gradients on the way, of that not hidden behind the backward pass.
+    fn communication(&self, window: &Window) -> Vec<(&'static str, f64)> {
+        if self.ranks.world.is_single() {
+            return Vec::new();
+        }
+        let share = |seconds: f64| seconds / window.seconds;
+        let hidden = (1.0 - window.exposed_communication / window.communication).max(0.0);
+        vec![
+            ("communication", share(window.communication)),
+            ("communication_exposed", share(window.exposed_communication)),
+            ("communication_overlap", hidden),
+        ]
     }
 
     /// Makes the evaluation that is pending, and logs it. None: it was broken off and stays pending.
     fn evaluate<T: Task>(&mut self, task: &T) -> Result<Option<(Evaluation, Rank)>, TrainError> {
         let step = self.state.step;
         let evaluation = catch(|| task.evaluate(self.interrupt)).map_err(|source| TrainError::Evaluation { step, source })?;
-        let Some(evaluation) = evaluation else { return Ok(None) };
+        let Some(evaluation) = evaluation else {
+            self.ranks.stop();
+            return Ok(None);
+        };
         let mut record = evaluation.record.clone();
         record.step = step;
         record.values.insert(0, ("tokens", self.state.tokens as f64));

@@ -141,7 +141,16 @@ pub fn weights_sha256(run: &Path, step: u64) -> String {
 }
 
 /// What a clock says in metrics.jsonl.
-pub const CLOCKS: [&str; 5] = ["time", "tokens_per_second", "mfu", "data_wait", "checkpoint_stall"];
+pub const CLOCKS: [&str; 8] = [
+    "time",
+    "tokens_per_second",
+    "mfu",
+    "data_wait",
+    "checkpoint_stall",
+    "communication",
+    "communication_exposed",
+    "communication_overlap",
+];
 
 /// The lines of metrics.jsonl without what a clock says.
 pub fn metrics(run: &Path) -> Vec<Value> {

@@ -219,8 +219,11 @@ fn p_with_sign(p: f64) -> String {
     }
 }
 
+/// A point of a group's curve, moved; None: left out.
+type Scale<'a> = &'a dyn Fn(&Group, (f64, f64)) -> Option<(f64, f64)>;
+
 fn curves(groups: &[Group], results: &Results) -> Vec<Picture> {
-    let series = |scale: &dyn Fn(&Group, (f64, f64)) -> Option<(f64, f64)>| -> Vec<Series> {
+    let series = |scale: Scale| -> Vec<Series> {
         let of = |g: &Group| Series {
             name: g.name.clone(),
             points: g.curve.iter().filter_map(|p| scale(g, *p)).collect(),
