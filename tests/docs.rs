@@ -157,7 +157,7 @@ fn check(lab: &Lab, page: &str, line: &str) {
         }
         return;
     }
-    let trains = ["pretrain", "finetune", "sweep"].contains(&words[0]);
+    let trains = ["pretrain", "finetune", "sweep"].contains(&words[0]) && !(words[0] == "sweep" && command.contains("--dry-run"));
     let mut run = command.to_string();
     if trains {
         // What the line itself sets stays; a sweep may not set its own keys.
