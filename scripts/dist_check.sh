@@ -23,8 +23,9 @@ cat > "$root/work/small.json" <<END
   "data": { "corpus": "/work/texts", "vocab_size": 300, "sequence_length": 32, "cache_dir": "/work/cache" },
   "train": { "max_steps": 20, "batch_size": 8, "warmup_steps": 5, "eval_every": 0, "checkpoint_every": 0 }, "run": { "dir": "/work/run" } }
 END
+chroot=$(PATH=$PATH:/usr/sbin:/sbin command -v chroot)
 enter() {
-  if [ "$(id -u)" = 0 ]; then env -i chroot "$root" "$@"; else env -i unshare --map-root-user chroot "$root" "$@"; fi
+  if [ "$(id -u)" = 0 ]; then env -i "$chroot" "$root" "$@"; else env -i "$(command -v unshare)" --map-root-user "$chroot" "$root" "$@"; fi
 }
 enter /linformer/bin/linformer --version
 enter /linformer/bin/linformer doctor | head -3

@@ -158,3 +158,16 @@ fn a_closed_pipe_is_silent() {
     let ran = common::ran(child.wait_with_output().unwrap());
     assert_eq!((&first, ran.code, ran.stderr.as_str()), (b"index", 0, ""));
 }
+
+/// A model folder that `import` made is a model as a run is.
+#[test]
+fn an_imported_model_fills_masks_and_embeds() {
+    let lab = Lab::new();
+    let fixture = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/exchange/roberta_mlm");
+    lab.ok(&["import", fixture.to_str().unwrap(), "--out", "model"]);
+    let guesses: Value = serde_json::from_str(&lab.ok(&["fill-mask", "model", "a <mask> b", "--json", "-k", "3"]).stdout).unwrap();
+    assert_eq!(guesses.as_array().unwrap().len(), 3, "{guesses}");
+    with_input(&lab, &["embed", "model", "-", "--out", "v.npy"], "a b\nc\n");
+    let width = lab.json("model/config.json")["model"]["hidden_size"].as_u64().unwrap() as usize;
+    assert_eq!(npy(&std::fs::read(lab.path("v.npy")).unwrap()).0, [2, width]);
+}

@@ -43,8 +43,7 @@ pub struct Embedder {
 impl Embedder {
     /// Opens any run or one of its checkpoints; `config` is the run's.
     pub fn open(model: &Path, mut config: Config, origins: &Origins, pooling: Pooling) -> Result<Self> {
-        config.run.init_from = Some(model.to_path_buf());
-        let parent = Parent::find(&config)?.context("run.init_from is not set")?;
+        let parent = Parent::open(model)?;
         let device = device(&config, origins, &World::default())?;
         let mut parameters = Parameters::to_be_loaded(device);
         let encoder = Encoder::new(&mut parameters, &parent.model);

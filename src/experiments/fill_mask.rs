@@ -8,7 +8,7 @@ use crate::model::weights::Select;
 use crate::model::{Encoder, Input, MaskedLmHead, Parameters, Pass};
 use crate::table::align;
 use crate::train::trainer::kind_of;
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, Result};
 use serde_json::{json, Value};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
@@ -37,7 +37,7 @@ pub struct Guess {
 
 impl MaskFiller {
     /// Opens a pretraining run or one of its checkpoints; `config` is the run's.
-    pub fn open(model: &Path, mut config: Config, origins: &Origins) -> Result<Self> {
+    pub fn open(model: &Path, config: Config, origins: &Origins) -> Result<Self> {
         if config.data.task.is_some() {
             let parent = config.run.init_from.as_ref().map(|p| format!(" ({})", p.display())).unwrap_or_default();
             bail!(
@@ -45,8 +45,7 @@ impl MaskFiller {
                 model.display()
             );
         }
-        config.run.init_from = Some(model.to_path_buf());
-        let parent = Parent::find(&config)?.context("run.init_from is not set")?;
+        let parent = Parent::open(model)?;
         let device = device(&config, origins, &World::default())?;
         let mut parameters = Parameters::to_be_loaded(device);
         let encoder = Encoder::new(&mut parameters, &parent.model);

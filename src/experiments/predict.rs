@@ -44,8 +44,7 @@ impl Model {
         let Some(choice) = config.data.task.clone() else {
             bail!("{}: a pretraining run, expected one that was fine-tuned on a task", run.display())
         };
-        config.run.init_from = Some(run.to_path_buf());
-        let parent = Parent::find(&config)?.context("run.init_from is not set")?;
+        let parent = Parent::open(run)?;
         let device = device(&config, origins, &World::default())?;
         let spec = TaskSpec::find(&choice, &config.data.task_dir)?;
         let tokenizer = Tokenizer::load(&parent.tokenizer)?;
