@@ -28,6 +28,8 @@ spectrum() {
   say "spectrum: singular values of a trained and an untrained model, and directions to start E from"
   need $results/spectrum/trained/spectrum.json "$bin" spectrum $full --sequences 500 --out $results/spectrum/trained &&
     need $results/spectrum/untrained/spectrum.json "$bin" spectrum $full --untrained 1 --sequences 500 --out $results/spectrum/untrained &&
+    need $results/spectrum/trained-seed1/spectrum.json "$bin" spectrum $runs/figure3ab/n64-full_seed=1 --sequences 500 --out $results/spectrum/trained-seed1 &&
+    need $results/spectrum/trained-seed2/spectrum.json "$bin" spectrum $runs/figure3ab/n64-full_seed=2 --sequences 500 --out $results/spectrum/trained-seed2 &&
     need $results/spectrum/trained-n128/spectrum.json "$bin" spectrum $runs/figure3ab/n128-full_seed=0 --sequences 500 --out $results/spectrum/trained-n128 &&
     need $runs/spectrum/full/projections-k16.safetensors "$bin" spectrum $full --sequences 500 --projections 16 --out $runs/spectrum/full
 }
