@@ -28,8 +28,22 @@ spectrum() {
   say "spectrum: singular values of a trained and an untrained model, and directions to start E from"
   need $results/spectrum/trained/spectrum.json "$bin" spectrum $full --sequences 500 --out $results/spectrum/trained &&
     need $results/spectrum/untrained/spectrum.json "$bin" spectrum $full --untrained 1 --sequences 500 --out $results/spectrum/untrained &&
+    need $results/spectrum/trained-seed1/spectrum.json "$bin" spectrum $runs/figure3ab/n64-full_seed=1 --sequences 500 --out $results/spectrum/trained-seed1 &&
+    need $results/spectrum/trained-seed2/spectrum.json "$bin" spectrum $runs/figure3ab/n64-full_seed=2 --sequences 500 --out $results/spectrum/trained-seed2 &&
     need $results/spectrum/trained-n128/spectrum.json "$bin" spectrum $runs/figure3ab/n128-full_seed=0 --sequences 500 --out $results/spectrum/trained-n128 &&
     need $runs/spectrum/full/projections-k16.safetensors "$bin" spectrum $full --sequences 500 --projections 16 --out $runs/spectrum/full
+}
+
+# A real pretrained encoder at n = 512, where it was fetched (linformer data fetch minilm); about an hour of singular values.
+minilm() {
+  if [ ! -d data/minilm ]; then
+    echo "minilm: data/minilm is not there (linformer data fetch minilm); left out"
+    return
+  fi
+  say "spectrum of a real pretrained encoder"
+  need $runs/minilm/config.json "$bin" import data/minilm --out $runs/minilm &&
+    need $results/spectrum/minilm/spectrum.json "$bin" spectrum $runs/minilm --data data/text --mask 0 --sequences 500 --out $results/spectrum/minilm &&
+    need $results/spectrum/minilm-untrained/spectrum.json "$bin" spectrum $runs/minilm --data data/text --mask 0 --untrained 1 --sequences 500 --out $results/spectrum/minilm-untrained
 }
 
 theorems() {
@@ -53,13 +67,13 @@ failed=()
 step() { "$@" || failed+=("$*"); }
 
 steps=("$@")
-[ ${#steps[@]} -gt 0 ] || steps=(figure3ab spectrum theorems shift_text figure3c initialisation figure3d listops warm-start projections k-by-depth bias table2 smoothing padding tasks-pretrain-sweep table2-real)
+[ ${#steps[@]} -gt 0 ] || steps=(figure3ab spectrum minilm theorems shift_text figure3c initialisation figure3d listops warm-start projections k-by-depth bias table2 smoothing padding tasks-pretrain-sweep table2-real)
 [ "${steps[0]}" != first ] || steps=(figure3ab spectrum theorems shift_text initialisation)
 
 step data
 for name in "${steps[@]}"; do
   case $name in
-    spectrum | theorems | shift_text) step "$name" ;;
+    spectrum | minilm | theorems | shift_text) step "$name" ;;
     table2-real) [ -d data/glue/SST-2 ] && step sweep "$name" || echo "table2-real: data/glue/SST-2 is not there (linformer data fetch sst2); left out" ;;
     *) step sweep "$name" ;;
   esac
