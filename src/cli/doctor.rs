@@ -37,7 +37,11 @@ fn libtorch() -> Finding {
 }
 
 fn processor() -> Finding {
-    Finding { what: "processor", found: format!("{}, libtorch uses {}, our kernels {}", cpu_model(), runtime::cpu_capability(), runtime::kernels()), remedy: None }
+    Finding {
+        what: "processor",
+        found: format!("{}, libtorch uses {}, our kernels {}", cpu_model(), runtime::cpu_capability(), runtime::kernels()),
+        remedy: None,
+    }
 }
 
 fn bf16() -> Finding {

@@ -55,6 +55,7 @@ impl Metric {
             Metric::F1 => f1(predicted, truth, 1.0),
             Metric::F1Macro => f1_macro(predicted, truth),
             Metric::Matthews => matthews(predicted, truth),
+            Metric::Pearson | Metric::Spearman if is_constant(predicted) || is_constant(truth) => None,
             Metric::Pearson => pearson(predicted, truth),
             // A NaN has no rank: a diverged model must not get a score.
             Metric::Spearman if predicted.iter().chain(truth).any(|v| v.is_nan()) => None,
@@ -131,6 +132,13 @@ fn matthews(predicted: &[f64], truth: &[f64]) -> Option<f64> {
     (product > 0.0).then(|| (right * n - both) / product.sqrt())
 }
 
+/// Whether values differ by no more than the rounding of a network's fp32 outputs: equal rows at different places of a batch
+/// may differ by that much, and a correlation would be one with noise.
+pub fn is_constant(values: &[f64]) -> bool {
+    let largest = values.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
+    values.iter().all(|v| (v - values[0]).abs() <= 1e-5 * largest)
+}
+
 fn pearson(a: &[f64], b: &[f64]) -> Option<f64> {
     let n = a.len() as f64;
     let (mean_a, mean_b) = (a.iter().sum::<f64>() / n, b.iter().sum::<f64>() / n);
@@ -184,6 +192,9 @@ mod tests {
     #[test]
     fn what_is_undefined_is_none() {
         assert_eq!(Metric::Pearson.compute(&[1.0, 1.0, 1.0], &[1.0, 2.0, 3.0]), None);
+        assert_eq!(Metric::Pearson.compute(&[0.1, 0.100_000_01, 0.1], &[1.0, 2.0, 3.0]), None);
+        assert_eq!(Metric::Spearman.compute(&[0.1, 0.100_000_01, 0.1], &[1.0, 2.0, 3.0]), None);
+        assert!(Metric::Pearson.compute(&[0.1, 0.101, 0.102], &[1.0, 2.0, 3.0]).is_some());
         assert_eq!(Metric::Matthews.compute(&[1.0, 1.0], &[1.0, 0.0]), None);
         assert_eq!(Metric::Accuracy.compute(&[], &[]), None);
         assert_eq!(mean_and_deviation(&[2.0]), Some((2.0, None)));

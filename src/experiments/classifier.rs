@@ -5,7 +5,7 @@ use crate::data::batch::{batches_by_length, TaskBatch};
 use crate::data::tasks::prepared::Rows;
 use crate::data::tasks::Example;
 use crate::distributed::World;
-use crate::eval::Metric;
+use crate::eval::{is_constant, Metric};
 use crate::model::loss::{cross_entropy_sum, squared_error_sum};
 use crate::model::{ClassificationHead, Encoder, Input, Parameters, Pass};
 use crate::native::NativeError;
@@ -179,7 +179,7 @@ impl Classifier {
         Ok(Some(Scores {
             loss: sum / truth.len().max(1) as f64,
             metrics: metrics.iter().map(|metric| (*metric, metric.compute(&predicted, &truth))).collect(),
-            constant: predicted.iter().all(|p| *p == predicted[0]),
+            constant: is_constant(&predicted),
             predicted,
             truth,
         }))
