@@ -263,7 +263,10 @@ fn an_error_of_the_first_rank_is_the_one_that_is_told() {
 }
 
 /// Ranks started by hand, each with its variables; the first has ended when the others are looked at.
-fn by_hand(lab: &Lab, ranks: &[(&[(&str, &str)], &[&str])]) -> Vec<Ran> {
+/// Variables of a rank's environment, and its arguments.
+type RankCommand<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
+
+fn by_hand(lab: &Lab, ranks: &[RankCommand]) -> Vec<Ran> {
     let start = |(variables, args): &(&[(&str, &str)], &[&str])| {
         let mut command = lab.command(&[&["pretrain", "c.json", "--quiet"], *args].concat());
         command.envs(variables.iter().copied()).stderr(Stdio::piped()).stdout(Stdio::piped());
