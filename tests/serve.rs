@@ -56,7 +56,10 @@ fn npy(bytes: &[u8]) -> (Vec<usize>, Vec<f32>) {
     assert_eq!(&bytes[..8], b"\x93NUMPY\x01\x00");
     let length = u16::from_le_bytes([bytes[8], bytes[9]]) as usize;
     let header = std::str::from_utf8(&bytes[10..10 + length]).unwrap();
-    assert!((10 + length).is_multiple_of(64) && header.ends_with('\n') && header.contains("'descr': '<f4', 'fortran_order': False"), "{header}");
+    assert!(
+        (10 + length).is_multiple_of(64) && header.ends_with('\n') && header.contains("'descr': '<f4', 'fortran_order': False"),
+        "{header}"
+    );
     let shape = header.split("'shape': (").nth(1).unwrap().split(')').next().unwrap();
     let values = bytes[10 + length..].chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
     (shape.split(", ").map(|n| n.parse().unwrap()).collect(), values)

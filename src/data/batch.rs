@@ -157,7 +157,7 @@ impl TaskBatch {
 const EVALUATION_POSITIONS: usize = 1 << 14;
 const EVALUATION_SEQUENCES: usize = 256;
 
-/// Sequences of like length together, the shortest first: each batch holds at most [`EVALUATION_POSITIONS`] (or one sequence)
+/// Sequences of like length together, the shortest first: each batch holds at most `EVALUATION_POSITIONS` (or one sequence)
 /// and so little padding.
 pub fn batches_by_length(lengths: &[usize]) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();

@@ -46,7 +46,7 @@ pub fn write(dir: &Path) -> Result<String> {
     Ok(site::claims_text(&claims))
 }
 
-/// Every text file that [`write`] makes, by its name below the folder: what a test holds committed files against.
+/// Every text file that [`write()`] makes, by its name below the folder: what a test holds committed files against.
 pub fn texts(dir: &Path) -> Result<Vec<(String, String)>> {
     let evidence = Evidence::read(dir)?;
     let mut texts = vec![("reproduction.md".to_string(), site::reproduction(&claims::all(&evidence)))];
