@@ -30,9 +30,10 @@ constexpr int64_t kChunk = 1 << 15;
 
 bool is_plain(const Tensor& t) { return t.is_cpu() && t.scalar_type() == at::kFloat && t.is_contiguous(); }
 
-// The pieces of one weight; counts its step.
-void cut(const AdamItem& item, const AdamSettings& s, std::vector<linformer::Adam>& pieces) {
-  const Tensor &weight = tensor_at(item.weight), gradient = tensor_at(item.gradient).contiguous();
+// The pieces of one weight, and its gradient in the order of the weight; counts its step.
+void cut(const AdamItem& item, const AdamSettings& s, std::vector<linformer::Adam>& pieces, std::vector<Tensor>& gradients) {
+  const Tensor& weight = tensor_at(item.weight);
+  const Tensor& gradient = gradients.emplace_back(tensor_at(item.gradient).contiguous());
   for (void* t : {item.weight, item.exp_avg, item.exp_avg_sq, item.step}) TORCH_CHECK(is_plain(tensor_at(t)), "optimizer state is not plain fp32");
   const double step = *tensor_at(item.step).data_ptr<float>() += 1.0f;
   const Tensor* copy = item.copy && tensor_at(item.copy).numel() == weight.numel() ? &tensor_at(item.copy) : nullptr;
@@ -71,8 +72,10 @@ extern "C" int linformer_adam_step(const AdamItem* items, int count, const AdamS
   LINFORMER_TRY
   at::NoGradGuard no_grad;
   std::vector<linformer::Adam> pieces;
+  // The pieces point into them: a copy has to live until they are done.
+  std::vector<Tensor> gradients;
   for (int i = 0; i < count; i++) {
-    if (tensor_at(items[i].weight).is_cpu()) cut(items[i], *settings, pieces);
+    if (tensor_at(items[i].weight).is_cpu()) cut(items[i], *settings, pieces, gradients);
     else elsewhere(items[i], *settings);
   }
   at::parallel_for(0, static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
