@@ -8,7 +8,7 @@ archive=$(ls -t dist/linformer-*.tar.* | grep -v sha256 | head -1)
 (cd dist && sha256sum --quiet -c "$(basename "$archive").sha256")
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
-mkdir -p "$root"/{tmp,work/texts}
+mkdir -p "$root"/{tmp,trial/texts}
 tar -C "$root" -xf "$archive"
 mv "$root"/linformer-* "$root/linformer"
 # glibc alone.
@@ -16,12 +16,12 @@ for library in /lib64/ld-linux-x86-64.so.2 $(ldd "$root/linformer/bin/linformer"
   install -D -m 755 "$library" "$root$library"
 done
 for i in $(seq 40); do
-  for j in $(seq 30); do echo "The captain saw the harbour $((i * j % 7)) times, and the ship lay still."; done > "$root/work/texts/$i.txt"
+  for j in $(seq 30); do echo "The captain saw the harbour $((i * j % 7)) times, and the ship lay still."; done > "$root/trial/texts/$i.txt"
 done
-cat > "$root/work/small.json" <<END
+cat > "$root/trial/small.json" <<END
 { "model": { "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "attention": { "k": 8 } },
-  "data": { "corpus": "/work/texts", "vocab_size": 300, "sequence_length": 32, "cache_dir": "/work/cache" },
-  "train": { "max_steps": 20, "batch_size": 8, "warmup_steps": 5, "eval_every": 0, "checkpoint_every": 0 }, "run": { "dir": "/work/run" } }
+  "data": { "corpus": "/trial/texts", "vocab_size": 300, "sequence_length": 32, "cache_dir": "/trial/cache" },
+  "train": { "max_steps": 20, "batch_size": 8, "warmup_steps": 5, "eval_every": 0, "checkpoint_every": 0 }, "run": { "dir": "/trial/run" } }
 END
 chroot=$(PATH=$PATH:/usr/sbin:/sbin command -v chroot)
 enter() {
@@ -29,7 +29,7 @@ enter() {
 }
 enter /linformer/bin/linformer --version
 enter /linformer/bin/linformer doctor | head -3
-enter /linformer/bin/linformer pretrain /work/small.json --quiet 2> "$root/log" || { cat "$root/log"; exit 1; }
-enter /linformer/bin/linformer fill-mask /work/run 'The captain saw the <mask>.' -k 2
-enter /linformer/bin/linformer list /work
+enter /linformer/bin/linformer pretrain /trial/small.json --quiet 2> "$root/log" || { cat "$root/log"; exit 1; }
+enter /linformer/bin/linformer fill-mask /trial/run 'The captain saw the <mask>.' -k 2
+enter /linformer/bin/linformer list /trial
 echo "dist_check: $(basename "$archive") runs in a bare root: $(find "$root/linformer/lib" -name '*.so*' -printf '%f ')"

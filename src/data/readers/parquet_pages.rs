@@ -97,15 +97,7 @@ impl Header {
     }
 
     fn varint(&mut self) -> Result<u64> {
-        let mut value = 0u64;
-        for shift in (0..64).step_by(7) {
-            let byte = self.byte()?;
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte & 0x80 == 0 {
-                return Ok(value);
-            }
-        }
-        Err(damaged("a page header holds a number of more than 64 bits".into()))
+        varint(|| self.byte())?.ok_or_else(|| damaged("a page header holds a number of more than 64 bits".into()))
     }
 
     fn skip(&mut self, bytes: u64) -> Result<()> {
@@ -206,19 +198,22 @@ impl CheckedPages {
 /// The count of values in the header of a delta encoding: block size, miniblocks, count, first value.
 fn delta_count(bytes: &[u8]) -> Option<u64> {
     let mut bytes = bytes.iter();
-    let mut varint = || {
-        let mut value = 0u64;
-        for shift in (0..64).step_by(7) {
-            let byte = *bytes.next()?;
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte & 0x80 == 0 {
-                return Some(value);
-            }
+    let mut number = || varint(|| bytes.next().copied().ok_or(())).ok().flatten();
+    let (_block, _miniblocks) = (number()?, number()?);
+    number()
+}
+
+/// Seven bits a byte, the lowest first, the eighth set if more follow; None: more than 64 bits.
+fn varint<E>(mut next: impl FnMut() -> std::result::Result<u8, E>) -> std::result::Result<Option<u64>, E> {
+    let mut value = 0u64;
+    for shift in (0..64).step_by(7) {
+        let byte = next()?;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Ok(Some(value));
         }
-        None
-    };
-    let (_block, _miniblocks) = (varint()?, varint()?);
-    varint()
+    }
+    Ok(None)
 }
 
 impl PageReader for CheckedPages {

@@ -34,14 +34,14 @@ pub fn write(dir: &Path) -> Result<String> {
     let mut drawn = Vec::new();
     for page in &pages {
         let folder = dir.join(&page.folder);
-        save(&folder.join("page.md"), &site::markdown(page))?;
-        save(&folder.join("table.csv"), &site::csv(&page.table)?)?;
         save(&folder.join("table.json"), &(serde_json::to_string_pretty(&site::objects(&page.table))? + "\n"))?;
         let charts = page.charts.iter().map(|chart| Ok((chart.render(&folder)?, chart.caption.clone()))).collect::<Result<Vec<_>>>()?;
         drawn.push(charts);
     }
     let claims = claims::all(&evidence);
-    save(&dir.join("reproduction.md"), &site::reproduction(&claims))?;
+    for (name, text) in texts_of(&pages, &claims)? {
+        save(&dir.join(name), &text)?;
+    }
     save(&dir.join("report.html"), &site::html(&pages, &drawn, &claims))?;
     Ok(site::claims_text(&claims))
 }
@@ -49,9 +49,13 @@ pub fn write(dir: &Path) -> Result<String> {
 /// Every text file that [`write()`] makes, by its name below the folder: what a test holds committed files against.
 pub fn texts(dir: &Path) -> Result<Vec<(String, String)>> {
     let evidence = Evidence::read(dir)?;
-    let mut texts = vec![("reproduction.md".to_string(), site::reproduction(&claims::all(&evidence)))];
-    for page in page::pages(&evidence) {
-        texts.push((format!("{}/page.md", page.folder), site::markdown(&page)));
+    texts_of(&page::pages(&evidence), &claims::all(&evidence))
+}
+
+fn texts_of(pages: &[page::Page], claims: &[claims::Claim]) -> Result<Vec<(String, String)>> {
+    let mut texts = vec![("reproduction.md".to_string(), site::reproduction(claims))];
+    for page in pages {
+        texts.push((format!("{}/page.md", page.folder), site::markdown(page)));
         texts.push((format!("{}/table.csv", page.folder), site::csv(&page.table)?));
     }
     Ok(texts)
