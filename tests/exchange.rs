@@ -57,7 +57,7 @@ fn outputs(folder: &Path, ids: &Tensor, mask: &Tensor) -> (Tensor, Option<Tensor
     let config = read_config(folder).unwrap();
     let checkpoint = Checkpoint::latest(&folder.join("checkpoints")).0.unwrap();
     let shapes = checkpoint.weights().unwrap().shapes().unwrap();
-    let mut parameters = Parameters::uninitialised();
+    let mut parameters = Parameters::uninitialised(tch::Device::Cpu);
     let encoder = Encoder::new(&mut parameters, &config.model);
     let classes = shapes.get("classifier.out_proj.bias").map(|shape| shape[0]);
     let classifier = classes.map(|classes| ClassificationHead::new(&mut parameters, &config.model, classes));

@@ -46,7 +46,7 @@ impl Cases {
         let (ids, mask) = batch(&tokenizer, config.model.sequence_length().min(64) as usize);
         let weights = Checkpoint::latest(&path.join("checkpoints")).0.unwrap().weights().unwrap();
         let shapes = weights.shapes().unwrap();
-        let mut parameters = Parameters::uninitialised();
+        let mut parameters = Parameters::uninitialised(tch::Device::Cpu);
         let encoder = Encoder::new(&mut parameters, &config.model);
         let classes = shapes.get("classifier.out_proj.bias").map(|shape| shape[0]);
         let classifier = classes.map(|classes| ClassificationHead::new(&mut parameters, &config.model, classes));

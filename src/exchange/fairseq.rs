@@ -15,7 +15,7 @@ use super::{ExchangeError, Head};
 use crate::config::{Attention, AttentionKind, KSpec, Model, Norm, Origins, Sharing};
 use crate::model::Parameters;
 use std::collections::BTreeSet;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// How fairseq's outputs differ where there is padding.
 pub const PADDING: &str = "padding: fairseq compresses padding like text, so its outputs depend on how much padding stands behind a text; here padding is zeroed before each compression: outputs are equal where there is none";
@@ -153,7 +153,7 @@ pub fn take(source: &Source, heads: Option<i64>) -> Result<(Description, Loaded,
     let names = Names::of(source)?;
     let model = names.model(heads)?;
     let head = if source.has(&names.theirs("lm_head.dense.weight")) { Head::MaskedLm } else { Head::None };
-    let loaded = Loaded::build(&model, &head, Parameters::uninitialised());
+    let loaded = Loaded::build(&model, &head, Parameters::uninitialised(Device::Cpu));
     let parameters = &loaded.parameters;
     let mut report = Report { source: source.path.clone(), ..Report::default() };
     let _guard = tch::no_grad_guard();

@@ -127,7 +127,7 @@ impl Loaded {
 /// Fills a model's weights from a checkpoint under the family's names.
 fn take(source: &Source, description: &Description) -> Result<(Loaded, Report), ExchangeError> {
     let Description { family, model, head, .. } = description;
-    let loaded = Loaded::build(model, head, Parameters::uninitialised());
+    let loaded = Loaded::build(model, head, Parameters::uninitialised(Device::Cpu));
     let parameters = &loaded.parameters;
     let pairs = pair(source, *family, parameters)?;
     let mut report = Report { source: source.path.clone(), ..Report::default() };

@@ -7,7 +7,7 @@
 //! before it being fitted well.
 
 use super::import::Loaded;
-use super::project::{is_projection, Fit};
+use super::project::Fit;
 use super::ExchangeError;
 use crate::data::readers::lines::Lines;
 use crate::data::tokenizer::Tokenizer;
@@ -132,7 +132,7 @@ pub fn fit(
     let pair = Pair { full: &full.encoder, linformer: &linformer.encoder };
     let parameters = &linformer.parameters;
     // Only E and F get gradients.
-    set_gradients(parameters, |p| is_projection(&p.name));
+    set_gradients(parameters, |p| p.is_projection());
     start_as_mean_pool(parameters, n);
     let mean_pool = pair.measure(&held_out)?;
     descend(&pair, parameters, &sequences, settings, progress)?;
@@ -148,7 +148,7 @@ fn set_gradients(parameters: &Parameters, learned: impl Fn(&Parameter) -> bool) 
 /// Rows that average their window: the keys are then means of keys, which a softmax can weigh like keys.
 fn start_as_mean_pool(parameters: &Parameters, n: i64) {
     let _guard = tch::no_grad_guard();
-    for parameter in parameters.iter().filter(|p| is_projection(&p.name)) {
+    for parameter in parameters.iter().filter(|p| p.is_projection()) {
         let size = parameter.tensor.size();
         let (k, window) = (size[size.len() - 2], (n + size[size.len() - 2] - 1) / size[size.len() - 2]);
         let row_of = Tensor::arange(n, (Kind::Int64, tch::Device::Cpu)).floor_divide_scalar(window);
@@ -165,7 +165,7 @@ fn descend(
     settings: &Settings,
     progress: &mut dyn FnMut(&str),
 ) -> Result<(), ExchangeError> {
-    let learned: Vec<&Parameter> = parameters.iter().filter(|p| is_projection(&p.name)).collect();
+    let learned: Vec<&Parameter> = parameters.iter().filter(|p| p.is_projection()).collect();
     let state = |p: &&Parameter| {
         let zeros = || p.tensor.detach().zeros_like();
         [zeros(), zeros(), Tensor::zeros([], (Kind::Float, p.tensor.device()))]

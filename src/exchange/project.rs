@@ -5,7 +5,7 @@ use super::least_squares::{self, Settings};
 use super::{ExchangeError, Head};
 use crate::config::{Attention, AttentionKind, KSpec, Model, Origins, Projection, ProjectionInit, Sharing};
 use crate::data::tokenizer::Tokenizer;
-use crate::model::Parameters;
+use crate::model::parameters::{is_projection, Parameters};
 use serde::Serialize;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -45,11 +45,6 @@ impl fmt::Display for Fit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "layer {}: relative squared error {:.4}, of a mean pool {:.4}", self.layer, self.fitted, self.mean_pool)
     }
-}
-
-/// Whether a weight is E or F.
-pub fn is_projection(name: &str) -> bool {
-    name.ends_with("_projection")
 }
 
 /// The Linformer and what to say of it.

@@ -45,7 +45,7 @@ impl Embedder {
     pub fn open(model: &Path, mut config: Config, origins: &Origins, pooling: Pooling) -> Result<Self> {
         let parent = Parent::open(model)?;
         let device = device(&config, origins, &World::default())?;
-        let mut parameters = Parameters::to_be_loaded(device);
+        let mut parameters = Parameters::uninitialised(device);
         let encoder = Encoder::new(&mut parameters, &parent.model);
         parent.load(&parameters, Select::Encoder)?;
         let tokenizer = Tokenizer::load(&parent.tokenizer)?;

@@ -47,7 +47,7 @@ impl MaskFiller {
         }
         let parent = Parent::open(model)?;
         let device = device(&config, origins, &World::default())?;
-        let mut parameters = Parameters::to_be_loaded(device);
+        let mut parameters = Parameters::uninitialised(device);
         let encoder = Encoder::new(&mut parameters, &parent.model);
         let head = MaskedLmHead::new(&mut parameters, &parent.model, encoder.word_embeddings());
         parent.load(&parameters, Select::All)?;

@@ -49,7 +49,7 @@ impl Model {
         let spec = TaskSpec::find(&choice, &config.data.task_dir)?;
         let tokenizer = Tokenizer::load(&parent.tokenizer)?;
         config.model = parent.model.clone();
-        let mut parameters = Parameters::to_be_loaded(device);
+        let mut parameters = Parameters::uninitialised(device);
         let classifier = Classifier::new(&mut parameters, &config, spec.outputs(), tokenizer.special.pad);
         parent.load(&parameters, Select::All)?;
         Ok(Self { checkpoint: parent.checkpoint.folder.clone(), config, spec, tokenizer, classifier })

@@ -29,7 +29,7 @@ pub fn run(incident: &Path, precision: Option<Precision>) -> Result<String> {
     config.train.precision = precision.unwrap_or(config.train.precision);
     let checkpoint = Checkpoint::open(&run.join("checkpoints").join(step_name(recorded.step)))
         .context("the checkpoint of that step is needed: it holds the weights that the batch met")?;
-    let mut parameters = Parameters::uninitialised();
+    let mut parameters = Parameters::uninitialised(Device::Cpu);
     let watch = Watch::default();
     let batch = |e| anyhow::Error::from(e).context(format!("{}: batch", incident.display()));
     let forward: Forward = if config.data.task.is_some() {

@@ -64,8 +64,7 @@ impl Heads {
 
     /// The rows w of the paper's theorems, Q K^T / sqrt(d/h), `[B, h, L, m]`.
     pub fn scores(&self) -> Tensor {
-        let scale = 1.0 / (self.q.size()[3] as f64).sqrt();
-        (&self.q * scale).matmul(&self.k.transpose(-2, -1))
+        scores(&self.q, &self.k)
     }
 }
 
@@ -272,10 +271,14 @@ impl Compression {
     }
 }
 
+/// Q K^T / sqrt(d).
+fn scores(q: &Tensor, k: &Tensor) -> Tensor {
+    (q * (1.0 / (q.size()[3] as f64).sqrt())).matmul(&k.transpose(-2, -1))
+}
+
 /// softmax(Q K^T / sqrt(d)) with the sum of the softmax in fp32.
 fn probabilities(q: &Tensor, k: &Tensor, mask: Option<&Tensor>) -> Tensor {
-    let scale = 1.0 / (q.size()[3] as f64).sqrt();
-    let scores = (q * scale).matmul(&k.transpose(-2, -1));
+    let scores = scores(q, k);
     let scores = match mask {
         Some(mask) => scores.masked_fill(&mask.logical_not(), f64::NEG_INFINITY),
         None => scores,

@@ -46,10 +46,7 @@ impl Encoder {
 
     /// Hidden states `[B, L, d]` in the arithmetic of the pass.
     pub fn forward(&self, input: &Input, pass: &Pass) -> Result<Tensor, NativeError> {
-        let (mut x, keep) = self.embed(input, pass)?;
-        for layer in &self.layers {
-            x = layer.forward(x, keep.as_ref(), pass)?;
-        }
+        let x = self.through(input, pass, |_, _, _| Ok(()))?;
         Ok(self.norm.as_ref().map_or_else(|| x.shallow_clone(), |norm| norm.forward(&x)))
     }
 
@@ -63,14 +60,30 @@ impl Encoder {
         })
     }
 
-    /// Calls `see` with the number of each layer and what its attention is computed from, in a pass over a batch.
-    pub fn visit(&self, input: &Input, pass: &Pass, mut see: impl FnMut(usize, Heads)) -> Result<(), NativeError> {
+    /// A pass through the embeddings and all layers; `see` has each layer, its input and the padding before it runs.
+    fn through(
+        &self,
+        input: &Input,
+        pass: &Pass,
+        mut see: impl FnMut(&Layer, &Tensor, Option<&Keep>) -> Result<(), NativeError>,
+    ) -> Result<Tensor, NativeError> {
         let (mut x, keep) = self.embed(input, pass)?;
-        for (i, layer) in self.layers.iter().enumerate() {
-            see(i, layer.heads(&x, keep.as_ref())?);
+        for layer in &self.layers {
+            see(layer, &x, keep.as_ref())?;
             x = layer.forward(x, keep.as_ref(), pass)?;
         }
-        Ok(())
+        Ok(x)
+    }
+
+    /// Calls `see` with the number of each layer and what its attention is computed from, in a pass over a batch.
+    pub fn visit(&self, input: &Input, pass: &Pass, mut see: impl FnMut(usize, Heads)) -> Result<(), NativeError> {
+        let mut number = 0;
+        self.through(input, pass, |layer, x, keep| {
+            see(number, layer.heads(x, keep)?);
+            number += 1;
+            Ok(())
+        })
+        .map(drop)
     }
 
     /// The self-attention of a layer.
@@ -80,12 +93,12 @@ impl Encoder {
 
     /// What the self-attention of each layer reads, `[B, L, d]`.
     pub fn attention_inputs(&self, input: &Input, pass: &Pass) -> Result<Vec<Tensor>, NativeError> {
-        let (mut x, keep) = self.embed(input, pass)?;
         let mut inputs = Vec::with_capacity(self.layers.len());
-        for layer in &self.layers {
-            inputs.push(layer.attention_input(&x));
-            x = layer.forward(x, keep.as_ref(), pass)?;
-        }
+        self.through(input, pass, |layer, x, _| {
+            inputs.push(layer.attention_input(x));
+            Ok(())
+        })
+        .map(drop)?;
         Ok(inputs)
     }
 

@@ -17,19 +17,28 @@ pub struct Parameter {
 }
 
 impl Parameter {
+    /// Whether it is E or F: one matrix, or one for each head.
+    pub fn is_projection(&self) -> bool {
+        is_projection(&self.name)
+    }
+
     /// Weight decay is for matrices: not for biases, nor for LayerNorm.
     pub fn decays(&self) -> bool {
         !(self.name.ends_with(".bias") || self.name.contains("LayerNorm") || self.name.contains("layer_norm"))
     }
 }
 
+/// Whether this is the name of an E or F.
+pub fn is_projection(name: &str) -> bool {
+    name.ends_with("_projection")
+}
+
 /// All weights of a model, in the order of their creation.
 pub struct Parameters {
     list: Vec<Parameter>,
     device: Device,
-    /// None: leave the memory as it comes (for counting, or for weights that are loaded next).
-    seed: Option<u64>,
-    /// Which weights are drawn, by name.
+    seed: u64,
+    /// Which weights are drawn, by name; the memory of the others is left as it comes.
     draws: fn(&str) -> bool,
 }
 
@@ -41,17 +50,12 @@ impl Parameters {
 
     /// The same for the weights that `draws` names; the memory of the others is left as it comes, to be filled next.
     pub fn drawing(seed: u64, device: Device, draws: fn(&str) -> bool) -> Self {
-        Self { list: Vec::new(), device, seed: Some(seed), draws }
+        Self { list: Vec::new(), device, seed, draws }
     }
 
-    /// Weights whose memory is never touched.
-    pub fn uninitialised() -> Self {
-        Self::to_be_loaded(Device::Cpu)
-    }
-
-    /// Weights that a file is about to fill: nothing is drawn.
-    pub fn to_be_loaded(device: Device) -> Self {
-        Self { list: Vec::new(), device, seed: None, draws: |_| false }
+    /// Nothing is drawn: for counting, or for a file to fill.
+    pub fn uninitialised(device: Device) -> Self {
+        Self::drawing(0, device, |_| false)
     }
 
     pub fn device(&self) -> Device {
@@ -75,9 +79,10 @@ impl Parameters {
 
     fn add(&mut self, name: &str, shape: &[i64], init: Init, trainable: bool) -> Weight {
         debug_assert!(self.get(name).is_none(), "two parameters are named {name}");
-        let tensor = match self.seed.filter(|_| (self.draws)(name)) {
-            Some(seed) => init::draw(init, shape, seed, name).to_device(self.device),
-            None => Tensor::empty(shape, (Kind::Float, self.device)),
+        let tensor = if (self.draws)(name) {
+            init::draw(init, shape, self.seed, name).to_device(self.device)
+        } else {
+            Tensor::empty(shape, (Kind::Float, self.device))
         };
         let weight = Weight::new(tensor.set_requires_grad(trainable));
         let tensor = weight.tensor().shallow_clone();

@@ -15,7 +15,7 @@ pub enum Head {
 
 /// Parts of a model and their number of weights, in the order of the model.
 pub fn parameters_by_part(config: &Model, head: Head) -> Vec<(&'static str, i64)> {
-    let mut parameters = Parameters::uninitialised();
+    let mut parameters = Parameters::uninitialised(tch::Device::Cpu);
     let encoder = Encoder::new(&mut parameters, config);
     match head {
         Head::MaskedLm => drop(MaskedLmHead::new(&mut parameters, config, encoder.word_embeddings())),
@@ -51,7 +51,7 @@ fn part_of(name: &str) -> &'static str {
 
 /// Distinct projection matrices (paper, section 4: 288, 24, 12 and 1 for 12 layers of 12 heads).
 pub fn distinct_projections(config: &Model) -> i64 {
-    let mut parameters = Parameters::uninitialised();
+    let mut parameters = Parameters::uninitialised(tch::Device::Cpu);
     Encoder::new(&mut parameters, config);
     let own_matrix = if config.attention.projection == Projection::Conv { 1 } else { 2 };
     let matrices = |p: &Parameter| if p.tensor.dim() > own_matrix { p.tensor.size()[0] } else { 1 };

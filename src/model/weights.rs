@@ -121,7 +121,7 @@ impl WeightsFile {
         let parsed = self.parsed()?;
         let pairs: Vec<(&Tensor, Tensor)> = parameters
             .iter()
-            .filter(|p| p.name.ends_with("_projection"))
+            .filter(|p| p.is_projection())
             .map(|p| {
                 let size = p.tensor.size();
                 let matrix = read(&parsed, &self.path, &p.name, Some(&size[size.len().saturating_sub(2)..]))?;

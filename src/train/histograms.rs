@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 /// E and F under `weights/NAME` as they were in the step's passes, gradients of the whole batch, before clipping, under
 /// `gradients/NAME`; names are those of the weights file.
 pub fn histograms(parameters: &Parameters) -> Vec<(String, Histogram)> {
-    let projections = parameters.iter().filter(|p| p.name.ends_with("_projection")).map(|p| ("weights", p, p.tensor.detach()));
+    let projections = parameters.iter().filter(|p| p.is_projection()).map(|p| ("weights", p, p.tensor.detach()));
     let gradients = parameters.trainable().map(|p| ("gradients", p, p.tensor.grad())).filter(|(_, _, gradient)| gradient.defined());
     projections.chain(gradients).filter_map(|(group, p, tensor)| Some((format!("{group}/{}", p.name), of(&tensor)?))).collect()
 }
