@@ -195,10 +195,12 @@ c10d::Store& store_of(void* store) { return *static_cast<Store*>(store)->store; 
 Group& group_of(void* group) { return **static_cast<std::shared_ptr<Group>*>(group); }
 }  // namespace
 
-// c10d tells of every attempt to connect; what matters comes as an error. What the user has set stays.
-static void quiet() {
+// c10d tells of every attempt to connect; what matters comes as an error. Its flight recorder, one per process, writes to a map
+// outside its own lock: two threads that communicate at once would crash in it. What the user has set stays.
+static void settle_environment() {
   static const bool done = [] {
     setenv("TORCH_CPP_LOG_LEVEL", "ERROR", 0);
+    setenv("TORCH_FR_BUFFER_SIZE", "0", 0);
     c10::initLogging();
     return true;
   }();
@@ -208,7 +210,7 @@ static void quiet() {
 // A client of the store at host:port, which also serves it if `serve`. `port` 0 takes a free one, which is written back.
 extern "C" void* linformer_store_open(const char* host, int* port, int serve, int64_t timeout_ms) {
   LINFORMER_TRY
-  quiet();
+  settle_environment();
   c10d::TCPStoreOptions options;
   options.port = static_cast<uint16_t>(*port);
   options.isServer = serve;
