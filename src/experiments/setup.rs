@@ -289,8 +289,9 @@ impl<T: Task> Job<'_, T> {
             return Ok(Finished::Interrupted);
         }
         let summary = summary(&outcome, &log.progress)?;
-        folder.write("summary.json", &summary)?;
+        // The summary says that the run is done and nothing is left to add: it comes last.
         log.end(true);
+        folder.write("summary.json", &summary)?;
         Ok(Finished::Done(summary))
     }
 }

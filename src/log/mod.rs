@@ -85,9 +85,10 @@ impl Log {
         write(&mut self.events, |sink| sink.histograms(&line), "tensorboard", &self.progress);
     }
 
-    /// The run is over, for the table of runs.
+    /// The run is over, for the table of runs; all that was recorded is on the disk then.
     pub fn end(&mut self, succeeded: bool) {
         write(&mut self.events, |sink| sink.end(succeeded), "tensorboard", &self.progress);
+        self.files().iter().filter_map(|file| file.sync_data().err()).for_each(|error| self.unsynced(&error));
     }
 
     /// The files behind the sinks, all of whose records have reached the kernel: to be synced elsewhere.
