@@ -1,8 +1,9 @@
 //! Compiles the C++ shim (`src/native/*.cpp`) against libtorch's headers and lets the binaries find libtorch.
 use std::path::{Path, PathBuf};
 
-const UNITS: [&str; 13] = [
+const UNITS: [&str; 14] = [
     "runtime",
+    "products",
     "dropout",
     "adam",
     "blocks",
@@ -18,8 +19,17 @@ const UNITS: [&str; 13] = [
 ];
 /// By itself: the headers of c10d are not those of the others.
 const DISTRIBUTED: &str = "src/native/distributed.cpp";
-const HEADERS: [&str; 8] =
-    ["gloo_headers", "shim.h", "blocks.h", "philox.h", "rows.h", "kernels/kernels.h", "kernels/vector.h", "kernels/gelu.h"];
+const HEADERS: [&str; 9] = [
+    "gloo_headers",
+    "shim.h",
+    "blocks.h",
+    "philox.h",
+    "rows.h",
+    "kernels/kernels.h",
+    "kernels/vector.h",
+    "kernels/gelu.h",
+    "kernels/amx.h",
+];
 /// Tables of the row kernels and the instructions that each may use.
 #[cfg(target_arch = "x86_64")]
 const TABLES: [(&str, &[&str]); 3] = [
@@ -42,6 +52,7 @@ fn main() {
     };
     compile_shim(&libtorch);
     compile_kernels();
+    compile_amx();
     let lib = libtorch.join("lib");
     println!("cargo:rustc-link-search=native={}", lib.display());
     // torch's own copy of the OpenMP runtime: a second one would be a second pool of threads.
@@ -111,4 +122,17 @@ fn compile_kernels() {
         }
         build.define("LINFORMER_TABLE", table).file(file).compile(&format!("linformer_{table}"));
     }
+}
+
+/// Empty where the compiler does not know the instructions; whether the processor does is asked at start.
+fn compile_amx() {
+    let file = "src/native/kernels/amx.cpp";
+    println!("cargo:rerun-if-changed={file}");
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").opt_level(3).warnings(false).flag("-fopenmp");
+    let (_, avx512) = TABLES[0];
+    for flag in avx512.iter().chain(&["-mamx-tile", "-mamx-bf16"]) {
+        build.flag_if_supported(flag);
+    }
+    build.file(file).compile("linformer_amx");
 }

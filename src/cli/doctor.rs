@@ -39,7 +39,13 @@ fn libtorch() -> Finding {
 fn processor() -> Finding {
     Finding {
         what: "processor",
-        found: format!("{}, libtorch uses {}, our kernels {}", cpu_model(), runtime::cpu_capability(), runtime::kernels()),
+        found: format!(
+            "{}, libtorch uses {}, our kernels {}{}",
+            cpu_model(),
+            runtime::cpu_capability(),
+            runtime::kernels(),
+            if runtime::has_tiles() { " and amx" } else { "" }
+        ),
         remedy: None,
     }
 }

@@ -36,6 +36,9 @@ at::Tensor bias_gelu(const at::Tensor& h, const at::Tensor& bias);
 // Gives the gradient of the bias. d_h may be d_out's memory; `out`, if defined (it may be h's memory), receives GELU(h + bias).
 at::Tensor bias_gelu_backward(const at::Tensor& h, const at::Tensor& bias, const at::Tensor& d_out, const at::Tensor& d_h, const at::Tensor& out);
 
+// d_y^T x, the gradient of a weight [out, in] from d_y [rows, out] and x [rows, in]: in fp32 where AMX made it, else in their type.
+at::Tensor weight_gradient(const at::Tensor& d_y, const at::Tensor& x);
+
 // [rows, width] -> [width] in fp32: the gradient of a bias.
 at::Tensor column_sums(const at::Tensor& x);
 

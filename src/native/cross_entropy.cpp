@@ -42,7 +42,7 @@ struct VocabularyLoss : ag::Function<VocabularyLoss> {
     const Tensor &d_logits = saved[0], &y = saved[1], &weight = saved[2], &d_bias = saved[3];
     // The factor goes onto the small tensors: M x d instead of M x V.
     const double factor = gradients[0].item<double>();
-    return {at::mm(d_logits, weight).mul_(factor), at::mm(d_logits.t(), y * factor), d_bias * factor, Tensor(), Tensor(), Tensor(), Tensor()};
+    return {at::mm(d_logits, weight).mul_(factor), linformer::weight_gradient(d_logits, y * factor), d_bias * factor, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 

@@ -37,7 +37,7 @@ struct FeedForward : ag::Function<FeedForward> {
     const auto d = linformer::drop_add_norm_backward(d_outs[0], saved[6], gamma, saved[7], saved[8], linformer::saved_mask(context));
     const Tensor d_h = at::mm(d.y, w2), a = at::empty_like(h);
     const Tensor d_b1 = linformer::bias_gelu_backward(h, b1, d_h, d_h, a);
-    const Tensor d_w1 = at::mm(d_h.t(), x), d_w2 = at::mm(d.y.t(), a);
+    const Tensor d_w1 = linformer::weight_gradient(d_h, x), d_w2 = linformer::weight_gradient(d.y, a);
     Tensor d_x = d.residual;
     // Without dropout y's gradient is the same memory, and still needed below no more.
     at::addmm_out(d_x, d_x, d_h, w1);
@@ -67,7 +67,7 @@ struct OutputNorm : ag::Function<OutputNorm> {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     const auto saved = context->get_saved_variables();
     const auto d = linformer::drop_add_norm_backward(d_outs[0], saved[3], saved[2], saved[4], saved[5], linformer::saved_mask(context));
-    return {at::mm(d.y, saved[1]), d.residual, at::mm(d.y.t(), saved[0]), d.bias, d.gamma, d.beta, Tensor()};
+    return {at::mm(d.y, saved[1]), d.residual, linformer::weight_gradient(d.y, saved[0]), d.bias, d.gamma, d.beta, Tensor()};
   }
 };
 

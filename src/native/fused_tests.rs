@@ -189,6 +189,28 @@ fn linear_is_its_composition() {
     }
 }
 
+/// Rows that do not fill a tile or a slice of 512, weights longer on either side; with AMX the sums are in fp32 to the end.
+#[test]
+fn a_weights_gradient_has_the_sums_of_a_product_in_fp64() {
+    for (rows, inputs, outputs) in [(1, 32, 64), (33, 64, 32), (700, 96, 320), (1100, 320, 96), (64, 24, 40)] {
+        let x = values(&[rows, inputs], 1).to_kind(Kind::BFloat16);
+        let d_y = values(&[rows, outputs], 2).to_kind(Kind::BFloat16);
+        let weight = Weight::new(leaf(&[outputs, inputs], 3, Kind::Float));
+        let gradient = |threads| {
+            tch::set_num_threads(threads);
+            weight.tensor().shallow_clone().zero_grad();
+            (linear(&x, &weight, None).unwrap() * &d_y).sum(Kind::Float).backward();
+            weight.tensor().grad().copy()
+        };
+        let (one, two) = (gradient(1), gradient(2));
+        assert!(one.equal(&two), "{rows} rows, {outputs} x {inputs}: another number of threads, other bits");
+        let expected = d_y.to_kind(Kind::Double).tr().matmul(&x.to_kind(Kind::Double));
+        let worst = (&one - &expected).abs().max().double_value(&[]) / expected.abs().max().double_value(&[]);
+        let in_fp32 = crate::native::runtime::has_tiles() && inputs % 32 == 0 && outputs % 32 == 0;
+        assert!(worst < if in_fp32 { 1e-6 } else { 5e-3 }, "{rows} rows, {outputs} x {inputs}: {worst:e}");
+    }
+}
+
 #[test]
 fn feed_forward_and_output_norm_are_their_compositions() {
     for (kind, tolerance) in [(Kind::Float, 5e-6), (Kind::BFloat16, 4e-2)] {

@@ -66,7 +66,7 @@ struct Heads : ag::Function<Heads> {
       }
       d_e = uncompress(e, d_x_k, real, keep, n, d_x, context->needs_input_grad(7));
     }
-    const auto weight = [&](const Tensor& d_y, const Tensor& input) { return at::mm(d_y.t(), rows(input)); };
+    const auto weight = [&](const Tensor& d_y, const Tensor& input) { return linformer::weight_gradient(d_y, rows(input)); };
     return {d_x.view(x.sizes()),   weight(d_q, x), linformer::column_sums(d_q), weight(d_k, x_k), linformer::column_sums(d_k), weight(d_v, x_v),
             linformer::column_sums(d_v), d_e,            d_f,                         Tensor()};
   }

@@ -24,7 +24,7 @@ struct Linear : ag::Function<Linear> {
     const Tensor &x = saved[0], &w = saved[1];
     const Tensor d_y = d_outs[0].reshape({-1, w.size(0)});
     const Tensor d_x = context->needs_input_grad(0) ? at::mm(d_y, w).view(x.sizes()) : Tensor();
-    const Tensor d_w = context->needs_input_grad(1) ? at::mm(d_y.t(), x.reshape({-1, w.size(1)})) : Tensor();
+    const Tensor d_w = context->needs_input_grad(1) ? linformer::weight_gradient(d_y, x.reshape({-1, w.size(1)})) : Tensor();
     return {d_x, d_w, context->saved_data["bias"].toBool() ? linformer::column_sums(d_y) : Tensor(), Tensor()};
   }
 };

@@ -7,6 +7,7 @@
 #include <malloc.h>
 #include <torch/version.h>
 
+#include "kernels/amx.h"
 #include "kernels/kernels.h"
 
 namespace linformer {
@@ -21,6 +22,9 @@ extern "C" const char* linformer_last_error() { return linformer::last_error().c
 extern "C" const char* linformer_torch_version() { return TORCH_VERSION; }
 
 extern "C" const char* linformer_kernels() { return linformer::kernels().name; }
+
+// Whether the gradients of weights in bf16 are made in tiles.
+extern "C" int linformer_has_tiles() { return linformer::amx::available(); }
 
 extern "C" const char* linformer_cpu_capability() {
   static const std::string capability = at::get_cpu_capability();

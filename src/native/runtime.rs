@@ -8,6 +8,7 @@ extern "C" {
     fn linformer_torch_version() -> *const c_char;
     fn linformer_cpu_capability() -> *const c_char;
     fn linformer_kernels() -> *const c_char;
+    fn linformer_has_tiles() -> c_int;
     fn linformer_keep_freed_memory();
     fn linformer_parallel_chunks() -> c_int;
 }
@@ -33,6 +34,12 @@ pub fn cpu_capability() -> String {
 pub fn kernels() -> String {
     // SAFETY: no arguments, static result.
     text(unsafe { linformer_kernels() }).trim_start_matches("kernels_").to_string()
+}
+
+/// Whether the gradients of weights in bf16 are made in AMX's tiles (`LINFORMER_TILES=off`: not).
+pub fn has_tiles() -> bool {
+    // SAFETY: no arguments.
+    unsafe { linformer_has_tiles() != 0 }
 }
 
 /// Whether `at::parallel_for` of the shim really uses several threads (it is compiled with OpenMP).

@@ -247,6 +247,7 @@ pub fn environment(device: &str, peak_tflops: f64) -> Value {
         "cpu": cpu_model(),
         "cpu_capability": runtime::cpu_capability(),
         "kernels": runtime::kernels(),
+        "tiles": runtime::has_tiles(),
         "threads": tch::get_num_threads(),
         "measured_peak_tflops": peak_tflops,
         "started": std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_secs()),
