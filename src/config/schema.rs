@@ -112,9 +112,8 @@ pub struct OwnTask {
     #[serde(default)]
     pub text_pair: Option<String>,
     pub label: String,
-    /// null: classification if there are `labels`, else regression.
-    #[serde(default)]
-    pub kind: Option<TaskKind>,
+    #[serde(default = "classification")]
+    pub kind: TaskKind,
     /// The labels in their order; empty for a regression, or for those of the training rows, sorted.
     #[serde(default)]
     pub labels: Vec<String>,
@@ -132,16 +131,17 @@ pub struct OwnTask {
     pub html_breaks: bool,
 }
 
+fn classification() -> TaskKind {
+    TaskKind::Classification
+}
+
 fn yes() -> bool {
     true
 }
 
 impl OwnTask {
     pub fn is_regression(&self) -> bool {
-        match self.kind {
-            Some(kind) => kind == TaskKind::Regression,
-            None => self.labels.is_empty(),
-        }
+        self.kind == TaskKind::Regression
     }
 
     /// The metric by name, or the usual one.

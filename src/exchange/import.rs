@@ -296,7 +296,7 @@ impl Imported {
                     text: "text".into(),
                     text_pair: None,
                     label: "label".into(),
-                    kind: Some(kind),
+                    kind: kind,
                     labels,
                     metric: String::new(),
                     more_metrics: Vec::new(),

@@ -1,6 +1,6 @@
-//! Scored texts that a model has read before, in the text it was pretrained on.
+//! Scored texts that a model has read before: in the training rows, or in the text it was pretrained on.
 
-use super::rows::{read, Skipped, Want};
+use super::rows::{read, Skipped, TextRow, Want};
 use super::TaskSpec;
 use crate::config::OnError;
 use crate::data::readers::lines::Lines;
@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 /// Words that have to follow one another in both: shorter runs are chance.
 const RUN: usize = 8;
+/// Tokenized text sets these apart from the words, plain text does not.
+const MARKS: &str = ".,;:!?'\"`\u{2018}\u{2019}\u{201c}\u{201d}-\u{2013}\u{2014}";
 /// A larger corpus is not looked through at the start of a fine-tuning run.
 const LARGEST: u64 = 256 << 20;
 
@@ -95,6 +97,49 @@ fn words(text: &str) -> impl Iterator<Item = u64> + '_ {
     text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(|word| hash_name(&word.to_lowercase()))
 }
 
+/// Equal for rows that differ in case and white space alone.
+pub fn same_text(row: &TextRow) -> u64 {
+    row_hash(row, |text| text.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase())
+}
+
+/// Equal for rows of the same words, however they were tokenized: nor do the marks of a sentence and the kind of brackets
+/// count. (731 sentences of SST-2's development rows stand so in Rotten Tomatoes, 394 letter by letter.)
+pub fn same_words(row: &TextRow) -> u64 {
+    row_hash(row, |text| {
+        let text = text.to_lowercase();
+        let mut kept = String::with_capacity(text.len());
+        let mut dropped = false;
+        for c in text.chars() {
+            if c.is_whitespace() || MARKS.contains(c) {
+                dropped = true;
+                continue;
+            }
+            // "1 2" is not "12".
+            if std::mem::take(&mut dropped) && c.is_numeric() && kept.ends_with(char::is_numeric) {
+                kept.push(' ');
+            }
+            kept.push(match c {
+                '[' | '{' => '(',
+                ']' | '}' => ')',
+                c => c,
+            });
+        }
+        // A row of nothing but marks is told by them.
+        if kept.is_empty() {
+            text
+        } else {
+            kept
+        }
+    })
+}
+
+fn row_hash(row: &TextRow, normal: impl Fn(&str) -> String) -> u64 {
+    match &row.text_pair {
+        None => hash_name(&normal(&row.text)),
+        Some(pair) => hash_name(&format!("{}\0{}", normal(&row.text), normal(pair))),
+    }
+}
+
 /// Every text file of a path, compressed or not; an error if there are files of another kind to be read.
 fn text_files(path: &Path, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
     if path.is_dir() {
@@ -134,5 +179,19 @@ mod tests {
         let leaks = in_corpus(&spec, &[path("corpus")]).unwrap().unwrap();
         assert_eq!((leaks.texts, leaks.found, leaks.first.as_deref()), (2, 1, Some("it 's a charming and often affecting journey")));
         assert_eq!(in_corpus(&spec, &[path("gone")]).unwrap(), None);
+    }
+
+    #[test]
+    fn the_same_words_are_found_however_they_were_tokenized() {
+        let row = |text: &str| same_words(&TextRow { index: String::new(), text: text.into(), text_pair: None, label: None });
+        for (a, b) in [
+            ("we root for ( clara and paul ) , though it 's close to pity . ", "We root for [clara and paul], though it's close to pity."),
+            ("a `` big bad love '' ", "a \"big bad love\""),
+        ] {
+            assert_eq!(row(a), row(b), "{a}");
+        }
+        for (a, b) in [("1 2", "12"), ("[MAX 1 [MIN 2 3 ] ]", "[MAX 1 [MIN 2 ] 3 ]"), ("?", "!")] {
+            assert_ne!(row(a), row(b), "{a}");
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! and `NAME.rows` (for each row the end of its ids and its label, 8 bytes each, little-endian), and `meta.json`.
 
 use super::layout::Layout;
+use super::leaks::{same_text, same_words};
 use super::rows::{read, text_files, Skipped, TextRow, Want};
 use super::{Example, TaskSpec};
 use crate::config::{Data, OnError, OnOverlap};
@@ -13,7 +14,6 @@ use crate::data::DataError;
 use crate::digest::{file_sha256, hex, sha256};
 use crate::durable::{publish, seal, verify, MANIFEST};
 use crate::native::mapped::MappedFile;
-use crate::random::hash_name;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 /// Raised when the same files would be prepared differently.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 /// Rows tokenized side by side: memory is that of so many.
 const CHUNK: usize = 1024;
 /// Bytes of `NAME.rows` a row.
@@ -285,9 +285,11 @@ fn write_into(spec: &TaskSpec, tokenizer: &Tokenizer, origin: &Origin, settings:
         let mut skipped = Skipped::default();
         let (mut seen, mut first) = (HashSet::new(), None);
         read(spec, files, Want::Labelled, settings.on_error, &mut skipped, &mut |row| {
-            let hash = text_hash(&row);
-            writer.meta.repeated += usize::from(!seen.insert(hash));
-            if is_train && scored.contains(&hash) {
+            writer.meta.repeated += usize::from(!seen.insert(same_text(&row)));
+            let words = same_words(&row);
+            if !is_train {
+                scored.insert(words);
+            } else if scored.contains(&words) {
                 writer.meta.overlap += 1;
                 first.get_or_insert_with(|| row.text.chars().take(80).collect::<String>());
                 if settings.on_overlap == OnOverlap::Drop {
@@ -303,9 +305,6 @@ fn write_into(spec: &TaskSpec, tokenizer: &Tokenizer, origin: &Origin, settings:
             let files = files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", ");
             return Err(DataError::Task(format!("{files}: no rows to use, expected one or more below the header")));
         }
-        if !is_train {
-            scored.extend(seen);
-        }
         if is_train && settings.on_overlap == OnOverlap::Stop && meta.overlap > 0 {
             let text = meta.overlap_first.unwrap_or_default();
             return Err(DataError::Task(format!("data.on_overlap: {} training rows stand in a scored split too, the first is \"{text}\"; set it to drop to leave them out, or to warn", meta.overlap)));
@@ -315,15 +314,6 @@ fn write_into(spec: &TaskSpec, tokenizer: &Tokenizer, origin: &Origin, settings:
     let path = aside.join("meta.json");
     let text = serde_json::to_string_pretty(&Meta { splits: metas }).unwrap_or_default();
     std::fs::write(&path, text).map_err(DataError::io(&path))
-}
-
-/// Equal for texts that differ in case and white space alone.
-pub fn text_hash(row: &TextRow) -> u64 {
-    let normal = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
-    match &row.text_pair {
-        None => hash_name(&normal(&row.text)),
-        Some(pair) => hash_name(&format!("{}\0{}", normal(&row.text), normal(pair))),
-    }
 }
 
 struct SplitWriter<'a> {

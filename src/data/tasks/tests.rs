@@ -119,6 +119,19 @@ fn hugging_faces_json_lines_hold_the_numbers_of_the_labels() {
 }
 
 #[test]
+fn hugging_faces_parquet_is_read_in_the_order_of_its_parts() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tasks");
+    let spec = TaskSpec::find(&TaskChoice::Named("mrpc".into()), &fixtures).unwrap();
+    let train = rows(&spec, &spec.train, Want::Labelled);
+    assert_eq!(texts(&train), [("He said \"no\" .", 1.0), ("Tab\tand\nline", 0.0), ("naïve", 1.0)]);
+    assert_eq!(train[2].text_pair.as_deref(), Some("Naïve ."));
+    assert_eq!(texts(&rows(&spec, &spec.scored[0].files, Want::Labelled)), [("a", 0.0), ("c", 1.0)]);
+    // Test rows have the label -1 there, and are asked for without it.
+    let test = rows(&spec, &spec.tests[0].files, Want::TextsOnly);
+    assert_eq!((test.len(), test[1].text.as_str()), (2, "z"));
+}
+
+#[test]
 fn imdb_is_read_from_its_folders_in_the_order_of_numbers() {
     let files = Files::new(&[
         ("aclImdb/train/pos/10_7.txt", "ten"),
@@ -192,19 +205,19 @@ fn a_very_long_text_is_cut_and_rows_without_text_are_counted() {
 #[test]
 fn labels_are_discovered_and_sorted_and_columns_may_have_no_header() {
     let files = Files::new(&[("train.tsv", "good\tb day\npoor\ta day\nfair\tday\n"), ("dev.tsv", "good\tx\n")]);
-    let spec = files.own(json!({"text": "1", "label": "0", "header": false, "kind": "classification"})).unwrap();
+    let spec = files.own(json!({"text": "1", "label": "0", "header": false})).unwrap();
     assert_eq!(spec.labels, ["fair", "good", "poor"]);
     let prepared = files.prepare(&spec, OnError::Stop, OnOverlap::Warn).unwrap();
     assert_eq!(prepared.train.labels(), [1.0, 2.0, 0.0]);
     let one = Files::new(&[("train.tsv", "text\tlabel\nx\tyes\n"), ("dev.tsv", "text\tlabel\nx\tyes\n")]);
-    let message = one.own(json!({"kind": "classification"})).err().unwrap().to_string();
+    let message = one.own(json!({})).err().unwrap().to_string();
     assert!(message.contains("one label, \"yes\", expected two"), "{message}");
 }
 
 #[test]
 fn csv_and_json_lines_of_ones_own() {
     let files = Files::new(&[("t.csv", "text,label\n\"a, \"\"b\"\"\nc\",1.5\n"), ("d.jsonl", "{\"label\": 2, \"text\": \"x\"}\n")]);
-    let spec = files.own(json!({"train": files.path("t.csv"), "dev": [files.path("d.jsonl")]})).unwrap();
+    let spec = files.own(json!({"train": files.path("t.csv"), "dev": [files.path("d.jsonl")], "kind": "regression"})).unwrap();
     assert_eq!(texts(&rows(&spec, &spec.train, Want::Labelled)), [("a, \"b\"\nc", 1.5)]);
     assert_eq!(texts(&rows(&spec, &spec.scored[0].files, Want::Labelled)), [("x", 2.0)]);
 }
