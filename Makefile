@@ -59,7 +59,7 @@ test-long: setup ## 20,000 steps: memory and open files stay flat (2 min)
 test-ranks: setup ## several processes: equality, every failure, a cut network (as root, with iproute2) (3 min)
 	@$(TEST) --test ranks -- --include-ignored
 
-check-launchers: build ## torchrun, mpirun and srun, those that are installed
+check-launchers: build ## the demo under launch, torchrun, mpirun and srun, those that are installed, against one process (3 min)
 	@scripts/launchers_check.sh $(BIN)
 
 fuzz: setup ## broken files for every reader: FUZZ_COUNT=1000000 each, FUZZ_SEED=1, FUZZ_ONLY=reader
@@ -86,9 +86,10 @@ bench-compare: build ## the same for two revisions of ours: REV=... against the 
 	@scripts/build_revision.sh $(REV)
 	@benches/train_speed.py --against target/revisions/$(REV)/linformer $(BENCH)
 
-gpu-check: build ## doctor and a dry run on the GPU
+gpu-check: build ## doctor and dry runs on the GPU, with two ranks where there are two
 	@$(BIN) doctor
 	@$(BIN) pretrain experiments/demo/pretrain.json run.device=cuda --dry-run
+	@scripts/gpu_ranks.sh $(BIN)
 
 PREFIX ?= $(HOME)/.local
 SHARE := bash-completion/completions/linformer zsh/site-functions/_linformer fish/vendor_completions.d/linformer.fish

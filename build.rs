@@ -53,6 +53,7 @@ fn main() {
     compile_shim(&libtorch);
     compile_kernels();
     compile_amx();
+    compile_nccl(&libtorch);
     let lib = libtorch.join("lib");
     println!("cargo:rustc-link-search=native={}", lib.display());
     // torch's own copy of the OpenMP runtime: a second one would be a second pool of threads.
@@ -135,4 +136,47 @@ fn compile_amx() {
         build.flag_if_supported(flag);
     }
     build.file(file).compile("linformer_amx");
+}
+
+/// The NCCL process group as a library of its own, where libtorch came with NCCL: the program starts without CUDA's libraries.
+fn compile_nccl(libtorch: &Path) {
+    let source = "src/native/nccl.cpp";
+    println!("cargo:rerun-if-changed={source}");
+    let Some(packages) = libtorch.parent() else { return };
+    // Says which kind of libtorch is here; it changes when CUDA's libraries are added.
+    let kind = packages.join("complete");
+    if kind.exists() {
+        println!("cargo:rerun-if-changed={}", kind.display());
+    }
+    let nvidia = packages.join("nvidia");
+    if !nvidia.join("nccl/include/nccl.h").exists() {
+        return;
+    }
+    if let Some(lacking) = ["crt/host_defines.h", "nv/target", "cublas_v2.h"].iter().find(|h| !nvidia.join("cu13/include").join(h).exists())
+    {
+        println!(
+            "cargo:warning=NCCL is left out, {}/cu13/include lacks {lacking}: rm -r .libtorch, then make setup CUDA=1",
+            nvidia.display()
+        );
+        return;
+    }
+    let (include, lib) = (libtorch.join("include"), libtorch.join("lib"));
+    let library = PathBuf::from(std::env::var("OUT_DIR").unwrap_or_default()).join("liblinformer_nccl.so");
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").opt_level(2).warnings(false).flag("-fvisibility=hidden");
+    build.flag("-DUSE_DISTRIBUTED").flag("-DUSE_C10D_NCCL").include("src/native");
+    build.include(&include).include(include.join("torch/csrc/api/include"));
+    build.include(nvidia.join("nccl/include")).include(nvidia.join("cu13/include"));
+    let mut command = build.get_compiler().to_command();
+    // Every symbol that is used has to be in libtorch; what libtorch's own libraries lack is found when they are loaded.
+    command.args(["-shared", "-fPIC", "-Wl,--no-undefined", "-Wl,--allow-shlib-undefined", source, "-o"]).arg(&library);
+    command.arg(format!("-L{}", lib.display())).arg(format!("-Wl,-rpath,{}", lib.display()));
+    command.args(["-ltorch_cuda", "-lc10_cuda", "-ltorch_cpu", "-lc10"]);
+    match command.status() {
+        Ok(status) if status.success() => println!("cargo:rustc-env=LINFORMER_NCCL={}", library.display()),
+        status => {
+            eprintln!("error: {source} does not compile against {}: {status:?}", libtorch.display());
+            std::process::exit(1);
+        }
+    }
 }

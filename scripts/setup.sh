@@ -51,6 +51,8 @@ if [ $wanted = cuda ]; then
   # Exactly what the wheel asks for, less its Python packages.
   mapfile -t libraries < <(sed -nE 's/^Requires-Dist: ((nvidia-|cuda-toolkit)[^;]*);.*/\1/p' "$partial"/torch-*.dist-info/METADATA)
   pip "${libraries[@]}"
+  # Headers that CUDA's other headers include: NCCL between ranks is compiled here.
+  pip --no-deps 'nvidia-cuda-crt==13.0.*' 'nvidia-cuda-cccl==13.0.*'
 fi
 pip --no-deps 'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-cupti==13.0.*'
 [ "$(version_in "$partial/torch")" = "$VERSION" ] || fail "the wheel does not hold libtorch $VERSION"

@@ -1,6 +1,7 @@
 //! `linformer doctor`: what was found, and what to do about what was not.
 
 use super::out;
+use crate::native::nccl::Nccl;
 use crate::native::runtime;
 use crate::train::run::cpu_model;
 use anyhow::Result;
@@ -86,9 +87,15 @@ fn cuda() -> Finding {
 }
 
 fn distributed() -> Finding {
-    let found =
-        if runtime::has_gloo() { "c10d with Gloo is in this libtorch (no command uses it yet)" } else { "this libtorch has no c10d" };
-    Finding { what: "distributed", found: found.into(), remedy: None }
+    if !runtime::has_gloo() {
+        return Finding { what: "ranks", found: "this libtorch has no c10d: one process only".into(), remedy: None };
+    }
+    let nccl = Nccl::load().and_then(|nccl| nccl.version());
+    match (nccl, tch::Cuda::device_count() > 1) {
+        (Ok(version), _) => Finding { what: "ranks", found: format!("Gloo on CPUs, NCCL {version} on GPUs"), remedy: None },
+        (Err(reason), true) => Finding { what: "ranks", found: format!("Gloo on CPUs; {reason}"), remedy: Some("make setup build CUDA=1") },
+        (Err(_), false) => Finding { what: "ranks", found: "Gloo on CPUs".into(), remedy: None },
+    }
 }
 
 fn writable(folder: &'static str) -> Finding {

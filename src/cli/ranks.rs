@@ -5,7 +5,9 @@ use crate::config::{load, Ranks};
 use crate::distributed::launch::{self, Launch};
 use crate::distributed::place::Place;
 use crate::distributed::World;
-use crate::experiments::scaling::{self, Machine, Network};
+use crate::experiments::scaling::model::Network;
+use crate::experiments::scaling::record::{self, Options};
+use crate::experiments::scaling::{self, report};
 use crate::experiments::Finished;
 use crate::train::interrupt::Interrupt;
 use anyhow::{bail, Result};
@@ -50,6 +52,18 @@ pub struct ScalingArgs {
     /// A network of your own: microseconds before the first byte, and GB/s of a rank [default: four usual ones]
     #[arg(long, num_args = 2, value_names = ["ALPHA_US", "BETA_GBS"])]
     network: Vec<f64>,
+    /// What `linformer collectives` printed: the model is fitted to it and held against it
+    #[arg(long, value_name = "FILE", num_args = 1)]
+    sums: Vec<PathBuf>,
+    /// Numbers of ranks whose sums are fitted; the others are predicted
+    #[arg(long, value_delimiter = ',', default_values_t = [2, 4])]
+    fit_on: Vec<u64>,
+    /// A run's folder, whose training step is predicted from that of one rank
+    #[arg(long, value_name = "RUN", num_args = 1, requires = "sums")]
+    run: Vec<PathBuf>,
+    /// Write scaling.json, table and plots there
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
 }
 
 pub fn launch(args: LaunchArgs) -> Result<Finished> {
@@ -84,13 +98,27 @@ pub fn collectives(args: &CollectivesArgs) -> Result<Finished> {
 pub fn scaling(args: &ScalingArgs) -> Result<Finished> {
     let (config, origins) = load::load(&args.config, &args.overrides)?;
     let networks = match args.network[..] {
-        [alpha, beta] => vec![Network { name: "--network".into(), alpha: alpha / 1e6, beta: beta * 1e9 }],
+        [alpha, beta] => vec![Network::new("--network", alpha / 1e6, beta * 1e9, "")],
         _ => Network::usual(),
     };
     let numbers = networks.iter().flat_map(|n| [n.alpha, n.beta]).chain([args.mfu, args.peak_tflops]);
     if numbers.into_iter().any(|v| !(v > 0.0 && v.is_finite())) {
         bail!("--mfu, --peak-tflops and --network: expected numbers above 0");
     }
-    out(&scaling::describe(&config, &origins, &Machine { mfu: args.mfu, peak_tflops: args.peak_tflops, networks })?)?;
+    let record = record::make(
+        &config,
+        &origins,
+        &Options {
+            name: args.config.display().to_string(),
+            mfu: args.mfu,
+            peak_tflops: args.peak_tflops,
+            networks,
+            sums: args.sums.clone(),
+            fit_on: args.fit_on.clone(),
+            runs: args.run.clone(),
+        },
+    )?;
+    out(&report::text(&record))?;
+    args.out.as_ref().map_or(Ok(()), |dir| report::write(&record, dir))?;
     Ok(Finished::Done(Value::Null))
 }

@@ -1,11 +1,12 @@
-//! Several processes that train one model: ranks on one machine or many, over c10d's Gloo (see `docs/distributed.md`).
+//! Several processes that train one model: ranks on one machine or many, over c10d's Gloo and NCCL (see `docs/distributed.md`).
 //!
 //! [`place`] reads what a launcher says, [`World::join`] lets the ranks meet and agree, [`monitor`] watches over them, [`launch`] starts
-//! them on one machine. A process by itself is the world of one rank, which never communicates.
+//! them on one machine, [`gpu`] gives each its GPU. A process by itself is the world of one rank, which never communicates.
 //!
 //! All ranks make the same collective calls in the same order. What each of them decides (to stop, to skip a step) they decide from
 //! numbers that all have seen.
 
+pub mod gpu;
 pub mod launch;
 pub mod monitor;
 pub mod place;
@@ -59,6 +60,8 @@ struct Joined {
     group: ManuallyDrop<Group>,
     store: ManuallyDrop<Store>,
     prefix: String,
+    /// Of a collective.
+    limit: Duration,
     monitor: Monitor,
 }
 
@@ -75,7 +78,7 @@ impl World {
         let timeout = Duration::from_secs_f64(settings.collective_timeout);
         let group = Group::new(&store, &format!("{prefix}/gloo"), place.rank, place.size, &device, timeout).map_err(failed)?;
         JOINED.store(true, Ordering::Relaxed);
-        let joined = Joined { place, group: ManuallyDrop::new(group), store: ManuallyDrop::new(store), prefix, monitor };
+        let joined = Joined { place, group: ManuallyDrop::new(group), store: ManuallyDrop::new(store), prefix, limit: timeout, monitor };
         Ok(Self { joined: Some(Arc::new(joined)) })
     }
 

@@ -228,7 +228,7 @@ fn store_gone(place: &Place, step: u64) -> Fault {
 
 /// Whether a failure says that another rank cannot be reached, in c10d's and gloo's words.
 fn is_communication(error: &str) -> bool {
-    ["onnection", "imed out", "imeout", "gloo", "roken pipe", "TCPStore", "recv", "socket"].iter().any(|word| error.contains(word))
+    ["onnection", "imed out", "imeout", "gloo", "roken pipe", "NCCL", "TCPStore", "recv", "socket"].iter().any(|word| error.contains(word))
 }
 
 fn read_life(store: &Store, prefix: &str, rank: usize) -> Result<Option<Life>, NativeError> {

@@ -6,10 +6,11 @@ use crate::config::validate::parse_device;
 use crate::config::{AttentionKind, Config, Model, Origins};
 use crate::data::tokenizer::Tokenizer;
 use crate::digest::{file_sha256, sha256};
-use crate::distributed::World;
+use crate::distributed::{gpu, World};
 use crate::log::{progress::Progress, tensorboard::About, Log};
 use crate::model::weights::{Select, WeightsFile};
 use crate::model::Parameters;
+use crate::native::distributed::host_name;
 use crate::native::runtime;
 use crate::train::checkpoint::{step_name, Checkpoint};
 use crate::train::optimizer::Optimizer;
@@ -41,29 +42,33 @@ pub fn device(config: &Config, origins: &Origins, world: &World) -> Result<Devic
     if config.run.threads > 0 {
         tch::set_num_threads(i32::try_from(config.run.threads).unwrap_or(i32::MAX));
     }
-    let device = parse_device(&config.run.device).unwrap_or(Device::Cpu);
-    if let (Device::Cuda(_), false) = (device, world.is_single()) {
-        let message =
-            format!("found {}, but several ranks train on CPUs so far: use run.device=cpu, or one process a GPU", config.run.device);
-        return Err(origins.error("run.device", message).into());
+    let Some(Device::Cuda(wanted)) = parse_device(&config.run.device) else { return Ok(Device::Cpu) };
+    let reason = runtime::load_cuda().err();
+    let visible = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
+    let index = gpu_of(&config.run.device, wanted, world, visible, reason).map_err(|message| origins.error("run.device", message))?;
+    world.join_gpus(index)?;
+    Ok(Device::Cuda(index))
+}
+
+/// Which of the visible GPUs this process takes.
+fn gpu_of(found: &str, wanted: usize, world: &World, visible: usize, reason: Option<String>) -> Result<usize, String> {
+    let why = reason.map(|r| format!(" ({r})")).unwrap_or_default();
+    if world.is_single() {
+        let missing =
+            || format!("found {found}, but libtorch sees {visible} CUDA devices{why}; use run.device=cpu, or see linformer doctor");
+        return (wanted < visible).then_some(wanted).ok_or_else(missing);
     }
-    if let Device::Cuda(index) = device {
-        let reason = runtime::load_cuda().err();
-        let count = tch::Cuda::device_count();
-        if count <= index as i64 {
-            let why = reason.map(|r| format!(" ({r})")).unwrap_or_default();
-            return Err(origins
-                .error(
-                    "run.device",
-                    format!(
-                        "found {}, but libtorch sees {count} CUDA devices{why}; use run.device=cpu, or see linformer doctor",
-                        config.run.device
-                    ),
-                )
-                .into());
-        }
+    if found != "cuda" {
+        return Err(format!("found {found}, but of several ranks each takes the GPU of its number on its machine: use run.device=cuda"));
     }
-    Ok(device)
+    gpu::choose(world.local_rank(), visible).ok_or_else(|| {
+        format!(
+            "found cuda, but rank {} is the {}. rank on {}, where libtorch sees {visible} CUDA devices{why}; start at most one rank a GPU, or use run.device=cpu",
+            world.rank(),
+            world.local_rank() + 1,
+            host_name()
+        )
+    })
 }
 
 /// The run that `run.init_from` names: its model, tokenizer and newest weights.
@@ -251,7 +256,9 @@ impl<T: Task> Job<'_, T> {
         }
         folder.write_text("tokenizer.json", &self.tokenizer.to_json()?)?;
         let peak_flops = measure_peak(parameters.device(), kind_of(self.config.train.precision));
-        folder.write("environment.json", &environment(&self.config.run.device, peak_flops / 1e12))?;
+        let mut machine = environment(&self.config.run.device, peak_flops / 1e12);
+        machine["ranks"] = world.size().into();
+        folder.write("environment.json", &machine)?;
         let progress = if world.is_first() { Progress::new(&self.start.name, state.step, self.total_steps) } else { Progress::silent() };
         if !world.is_single() {
             progress.note(&format!("{} ranks", world.size()));

@@ -222,6 +222,9 @@ extern "C" void* linformer_store_open(const char* host, int* port, int serve, in
   LINFORMER_CATCH(nullptr)
 }
 
+// The store itself, an `intrusive_ptr<c10d::Store>*`, for nccl.cpp.
+extern "C" void* linformer_store_shared(void* store) { return &static_cast<Store*>(store)->store; }
+
 extern "C" void linformer_store_free(void* store) { delete static_cast<Store*>(store); }
 
 extern "C" int linformer_store_set(void* store, const char* key, const uint8_t* value, int64_t size) {
@@ -275,6 +278,15 @@ extern "C" void* linformer_group_new(void* store, const char* prefix, int rank, 
   shared->size = size;
   return new std::shared_ptr<Group>(shared);
   LINFORMER_CATCH(nullptr)
+}
+
+// Takes an `intrusive_ptr<c10d::Backend>*` that nccl.cpp made: tensors on GPUs go through it.
+extern "C" int linformer_group_add_cuda(void* group, void* backend) {
+  LINFORMER_TRY
+  const std::unique_ptr<intrusive_ptr<c10d::Backend>> taken(static_cast<intrusive_ptr<c10d::Backend>*>(backend));
+  group_of(group).group->setBackend(c10::DeviceType::CUDA, c10d::ProcessGroup::NCCL, *taken);
+  return 0;
+  LINFORMER_CATCH(-1)
 }
 
 extern "C" void linformer_group_free(void* group) { delete static_cast<std::shared_ptr<Group>*>(group); }

@@ -7,6 +7,7 @@ use tch::{Kind, Tensor};
 
 extern "C" {
     fn linformer_store_open(host: *const c_char, port: *mut c_int, serve: c_int, timeout_ms: i64) -> *mut c_void;
+    fn linformer_store_shared(store: *mut c_void) -> *mut c_void;
     fn linformer_store_free(store: *mut c_void);
     fn linformer_store_set(store: *mut c_void, key: *const c_char, value: *const u8, size: i64) -> c_int;
     fn linformer_store_get(store: *mut c_void, key: *const c_char, timeout_ms: i64, size: *mut i64) -> *const u8;
@@ -21,6 +22,7 @@ extern "C" {
         by_interface: c_int,
         timeout_ms: i64,
     ) -> *mut c_void;
+    fn linformer_group_add_cuda(group: *mut c_void, backend: *mut c_void) -> c_int;
     fn linformer_group_free(group: *mut c_void);
     fn linformer_group_all_gather(group: *mut c_void, output: *mut c_void, input: *mut c_void) -> c_int;
     fn linformer_group_ordered_sum(group: *mut c_void, tensor: *mut c_void) -> c_int;
@@ -85,6 +87,12 @@ impl Store {
         self.port
     }
 
+    /// For the NCCL library: lives as long as the store.
+    pub(super) fn shared(&self) -> *mut c_void {
+        // SAFETY: made by `open`.
+        unsafe { linformer_store_shared(self.pointer) }
+    }
+
     pub fn set(&self, key: &str, value: &[u8]) -> Result<(), NativeError> {
         // SAFETY: key and value live through the call.
         done(unsafe { linformer_store_set(self.pointer, text(key)?.as_ptr(), value.as_ptr(), value.len() as i64) })
@@ -137,7 +145,7 @@ pub enum NetworkDevice {
     Interface(String),
 }
 
-/// The processes of one job (c10d's `ProcessGroupGloo`). All of them make the same calls in the same order.
+/// The processes of one job (c10d's `ProcessGroupGloo`; for what lies on GPUs `ProcessGroupNCCL`). All of them make the same calls in the same order.
 pub struct Group {
     pointer: *mut c_void,
     size: usize,
@@ -181,7 +189,20 @@ impl Group {
         Ok(Self { pointer, size })
     }
 
-    /// Every rank's `[m]` as `[size, m]`; contiguous, on the CPU.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// What carries tensors on GPUs from now on.
+    ///
+    /// # Safety
+    /// `backend` was made by the NCCL library and not used before.
+    pub(super) unsafe fn add_cuda(&self, backend: *mut c_void) -> Result<(), NativeError> {
+        // SAFETY: the caller's promise; the shim frees it.
+        done(unsafe { linformer_group_add_cuda(self.pointer, backend) })
+    }
+
+    /// Every rank's `[m]` as `[size, m]`; contiguous, on the input's device.
     pub fn all_gather(&self, input: &Tensor) -> Result<Tensor, NativeError> {
         let input = input.contiguous().view([-1]);
         let output = Tensor::empty([self.size as i64 * input.numel() as i64], (input.kind(), input.device()));

@@ -8,6 +8,7 @@
 //! | [`weight`]  | weights with their bf16 copies |
 //! | [`optim`]   | Adam and AdamW with state that can be saved, gradient norms |
 //! | [`distributed`] | c10d: the store, Gloo's collectives, gradients reduced while the backward pass runs |
+//! | [`nccl`] | the same between GPUs, in a library that is loaded when it is asked for |
 //! | [`mapped`]  | a read-only memory map |
 //! | [`disk`]    | free room on a file system |
 //! | [`process`] | children that end with their parent |
@@ -21,6 +22,7 @@ pub mod distributed;
 pub mod dropout;
 pub mod fused;
 pub mod mapped;
+pub mod nccl;
 pub mod optim;
 pub mod panics;
 pub mod process;

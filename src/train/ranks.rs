@@ -23,6 +23,8 @@ pub struct Ranks<'a> {
     reducer: OnceCell<ManuallyDrop<Reduced>>,
     /// Some rank was asked to stop, as all of them know.
     stop: Cell<bool>,
+    /// The gradient norm of the last step that was made, for the others to see. NaN: none.
+    norm: Cell<f64>,
     /// If the optimizer's state is shared out.
     pub shard: Option<Shard>,
 }
@@ -44,7 +46,7 @@ pub struct Step {
 impl<'a> Ranks<'a> {
     pub fn new(world: &'a World, settings: &'a Settings, parameters: &Parameters) -> Self {
         let shard = (settings.shard_optimizer && !world.is_single()).then(|| Shard::new(parameters, world.size()));
-        Self { world, settings, reducer: OnceCell::new(), stop: Cell::new(false), shard }
+        Self { world, settings, reducer: OnceCell::new(), stop: Cell::new(false), norm: Cell::new(f64::NAN), shard }
     }
 
     /// After the optimizer's step: the weights that other ranks have updated.
@@ -98,15 +100,26 @@ impl<'a> Ranks<'a> {
         }
     }
 
-    /// Adds up the parts of the loss in the order of the ranks and finds out whether some rank is to stop.
+    /// The gradient norm that this rank found after the sum over the ranks: all of them should have found it.
+    pub fn saw_norm(&self, norm: f64) {
+        self.norm.set(norm);
+    }
+
+    /// Adds up the parts of the loss in the order of the ranks, finds out whether some rank is to stop, and compares the norms of
+    /// the step before.
     pub fn after_backward(&self, loss: f64, asked_to_stop: bool) -> Result<Step, NativeError> {
         if self.world.is_single() {
             return Ok(Step { loss, times: ReducerTimes::default() });
         }
-        let all = self.world.gather([loss, f64::from(u8::from(asked_to_stop))])?;
-        self.stop.set(all.iter().any(|[_, stop]| *stop > 0.0));
+        let all = self.world.gather([loss, f64::from(u8::from(asked_to_stop)), self.norm.replace(f64::NAN)])?;
+        self.stop.set(all.iter().any(|[_, stop, _]| *stop > 0.0));
+        if let Some((rank, other, first)) = other_norm(&all.iter().map(|[_, _, norm]| *norm).collect::<Vec<_>>()) {
+            return Err(NativeError::new(&format!(
+                "the ranks have come apart: rank {rank} had the gradient norm {other} in the step before, rank 0 {first}; a machine or network that fails? Go on from the last checkpoint with --resume auto"
+            )));
+        }
         // In fp32, as micro-batches of one process are added up.
-        let loss = all.iter().fold(0.0f32, |sum, [loss, _]| sum + *loss as f32);
+        let loss = all.iter().fold(0.0f32, |sum, [loss, _, _]| sum + *loss as f32);
         let times = self.reducer.get().map_or(Ok(ReducerTimes::default()), |r| r.reducer.times())?;
         Ok(Step { loss: loss.into(), times })
     }
@@ -138,6 +151,14 @@ impl<'a> Ranks<'a> {
         }
         compare_weights(self.world, parameters, &format!("after step {step}"))
     }
+}
+
+/// The first rank whose gradient norm is not that of rank 0, with both. Machines of several kinds may round it differently.
+fn other_norm(norms: &[f64]) -> Option<(usize, f64, f64)> {
+    const ROUNDING: f64 = 1e-4;
+    let first = norms[0];
+    let same = |norm: f64| (norm.is_nan() && first.is_nan()) || (norm - first).abs() <= ROUNDING * first.abs();
+    norms.iter().position(|norm| !same(*norm)).map(|rank| (rank, norms[rank], first))
 }
 
 /// Every rank has the weights of rank 0, to the bit, or the first one that differs is named.
@@ -198,6 +219,15 @@ mod tests {
                 assert!(longest <= train(micro).micro_batch());
             }
         }
+    }
+
+    #[test]
+    fn a_norm_that_is_not_the_others_is_found() {
+        assert_eq!(other_norm(&[2.0, 2.0 + 1e-9, 2.0]), None);
+        assert_eq!(other_norm(&[f64::NAN, f64::NAN]), None, "the step before was skipped by all");
+        assert_eq!(other_norm(&[2.0, 2.0, 2.1]), Some((2, 2.1, 2.0)));
+        assert!(other_norm(&[2.0, f64::NAN]).is_some_and(|(rank, _, _)| rank == 1));
+        assert_eq!(other_norm(&[0.0, 0.0]), None);
     }
 
     #[test]

@@ -211,6 +211,7 @@ impl Session<'_> {
                 self.log.histograms(step, &histograms(self.parameters));
             }
             self.optimizer.step(lr, norm).map_err(failed)?;
+            self.ranks.saw_norm(norm);
             self.ranks.after_update(self.parameters).map_err(failed)?;
             self.parameters.forget_gradients().map_err(failed)?;
             self.ranks.compare(self.parameters, step).map_err(failed)?;
@@ -348,9 +349,10 @@ impl Session<'_> {
         self.log.progress.report(self.state.step, &format!("loss {loss:.3}, {} tokens/s", thousands(speed)));
     }
 
-    /// Shares of the time, if there are several ranks: gradients on the way, of that not hidden behind the backward pass.
+    /// Shares of the time, if there are several ranks: gradients on the way, of that not hidden behind the backward pass. Between
+    /// GPUs it is not timed.
     fn communication(&self, window: &Window) -> Vec<(&'static str, f64)> {
-        if self.ranks.world.is_single() {
+        if self.ranks.world.is_single() || window.communication == 0.0 {
             return Vec::new();
         }
         let share = |seconds: f64| seconds / window.seconds;

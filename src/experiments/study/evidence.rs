@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Files that are read, wherever they lie below the folder.
-const NAMES: [&str; 5] = ["results.json", "spectrum.json", "theorems.json", "shift.json", "efficiency.json"];
+const NAMES: [&str; 6] = ["results.json", "spectrum.json", "theorems.json", "shift.json", "efficiency.json", "scaling.json"];
 
 /// Everything that was measured, by the folder below the one that was named.
 #[derive(Default)]
 pub struct Evidence {
     /// Of sweeps, the best rate of a grid already chosen.
     pub sweeps: BTreeMap<String, Results>,
-    /// Of measurements: `spectrum`, `theorems`, `shift`, `efficiency`.
+    /// Of measurements: `spectrum`, `theorems`, `shift`, `efficiency`, `scaling`.
     pub records: BTreeMap<String, (String, Value)>,
 }
 

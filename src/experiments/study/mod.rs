@@ -28,7 +28,10 @@ pub fn write(dir: &Path) -> Result<String> {
     let evidence = Evidence::read(dir)?;
     let pages = page::pages(&evidence);
     if pages.is_empty() {
-        bail!("{}: no results are here (results.json, spectrum.json, theorems.json, shift.json or efficiency.json)", dir.display());
+        bail!(
+            "{}: no results are here (results.json, spectrum.json, theorems.json, shift.json, efficiency.json or scaling.json)",
+            dir.display()
+        );
     }
     let save = |path: &Path, text: &str| replace(path, text.as_bytes()).with_context(|| path.display().to_string());
     let mut drawn = Vec::new();

@@ -3,6 +3,8 @@
 use super::evidence::Evidence;
 use crate::experiments::paper::Table3;
 use crate::experiments::results::{Comparison, Group, Results};
+use crate::experiments::scaling::record::Record;
+use crate::experiments::scaling::report;
 use crate::experiments::{shift, spectrum, theorems};
 use crate::log::heatmap::HeatMap;
 use crate::log::plot::{Chart, LineChart, Series};
@@ -12,7 +14,7 @@ use serde_json::Value;
 use std::path::Path;
 
 /// Folder and title, in the order of the report.
-pub const TITLES: [(&str, &str); 17] = [
+pub const TITLES: [(&str, &str); 18] = [
     ("spectrum", "Figure 1: the spectrum of attention"),
     ("theorems", "Theorems 1 and 2"),
     ("figure3ab", "Figure 3 a, b: the price of k"),
@@ -30,6 +32,7 @@ pub const TITLES: [(&str, &str); 17] = [
     ("warm-start", "E and F from singular directions"),
     ("smoothing", "Label smoothing and Adam"),
     ("listops", "Long Range Arena: ListOps"),
+    ("scaling", "More ranks: a model of step time"),
 ];
 
 /// What a reader sees of an experiment.
@@ -298,6 +301,7 @@ fn of_record(evidence: &Evidence, folder: &str, kind: &str, value: &Value) -> Op
             let charts = vec![Picture { name: "time_by_n", caption, chart: Drawing::Lines(time_by_n(value)) }];
             (efficiency_table(value), charts, "Time and memory of a forward pass (linformer efficiency).")
         }
+        "scaling" => return of_scaling(folder, value),
         _ => return None,
     };
     let (table, notes) = cells(&table);
@@ -310,6 +314,22 @@ fn of_record(evidence: &Evidence, folder: &str, kind: &str, value: &Value) -> Op
         notes,
         charts,
         environment: value["environment"].clone(),
+    })
+}
+
+fn of_scaling(folder: &str, value: &Value) -> Option<Page> {
+    let record: Record = serde_json::from_value(value.clone()).ok()?;
+    let pictures =
+        report::charts(&record).into_iter().map(|(name, caption, chart)| Picture { name, caption, chart: Drawing::Lines(chart) });
+    Some(Page {
+        folder: folder.into(),
+        title: title(folder),
+        about: "What 1 to 1,024 ranks would bring to the paper's model, and the model of step time behind it, held against real ranks (linformer scaling).".into(),
+        table: cells(&report::table(&record)).0,
+        findings: report::findings(&record),
+        notes: report::notes(&record),
+        charts: pictures.collect(),
+        environment: record.environment,
     })
 }
 
