@@ -1,7 +1,7 @@
 //! Compiles the C++ shim (`src/native/*.cpp`) against libtorch's headers and lets the binaries find libtorch.
 use std::path::{Path, PathBuf};
 
-const UNITS: [&str; 13] = [
+const UNITS: [&str; 15] = [
     "runtime",
     "dropout",
     "adam",
@@ -14,6 +14,8 @@ const UNITS: [&str; 13] = [
     "embedding",
     "cross_entropy",
     "attention",
+    "profile",
+    "recompute",
     "kernels/dispatch",
 ];
 /// By itself: the headers of c10d are not those of the others.
