@@ -1,7 +1,7 @@
 //! Compiles the C++ shim (`src/native/*.cpp`) against libtorch's headers and lets the binaries find libtorch.
 use std::path::{Path, PathBuf};
 
-const UNITS: [&str; 14] = [
+const UNITS: [&str; 16] = [
     "runtime",
     "products",
     "dropout",
@@ -15,6 +15,8 @@ const UNITS: [&str; 14] = [
     "embedding",
     "cross_entropy",
     "attention",
+    "profile",
+    "recompute",
     "kernels/dispatch",
 ];
 /// By itself: the headers of c10d are not those of the others.

@@ -128,7 +128,8 @@ pub fn run(folder: &Path, steps: u64) -> anyhow::Result<f64> {
     let head = MaskedLmHead::new(&mut parameters, &config.model, encoder.word_embeddings());
     let task = Backwards { texts: Texts { seed: config.train.seed }, encoder, head };
 
-    let start = Start { name: "backwards".into(), resume: Resume::Auto, interrupt: Interrupt::default(), world: World::default() };
+    let start =
+        Start { name: "backwards".into(), resume: Resume::Auto, interrupt: Interrupt::default(), world: World::default(), profile: 0 };
     let inputs = json!({"data": "random"});
     let opened = RunFolder::open(folder, &config, &inputs, steps, &start.resume)?;
     if let Some(summary) = &opened.done {

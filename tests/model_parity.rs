@@ -73,7 +73,7 @@ fn fp32() -> Pass<'static> {
 #[test]
 fn masked_lm_equals_hugging_face() {
     let f = Fixture::read("roberta/mlm.safetensors");
-    for backend in ["fused", "materialised"] {
+    for backend in ["fused", "libtorch", "materialised"] {
         let mut parameters = Parameters::new(0, Device::Cpu);
         let config = roberta(backend);
         let encoder = Encoder::new(&mut parameters, &config);
@@ -143,7 +143,8 @@ fn orders(sharing: &str, projection: &str) -> Vec<&'static str> {
 fn linformer_equals_the_plain_formula() {
     for (sharing, projection) in SHARING.iter().flat_map(|s| PROJECTION.map(|p| (*s, p))) {
         let f = Fixture::read(&format!("linformer/{sharing}_{projection}.safetensors"));
-        for (order, backend) in orders(sharing, projection).into_iter().flat_map(|o| ["fused", "materialised"].map(|b| (o, b))) {
+        for (order, backend) in orders(sharing, projection).into_iter().flat_map(|o| ["fused", "libtorch", "materialised"].map(|b| (o, b)))
+        {
             let mut parameters = Parameters::new(0, Device::Cpu);
             let encoder = Encoder::new(&mut parameters, &tiny(sharing, projection, order, backend));
             f.load_into(&parameters);

@@ -73,7 +73,8 @@ fn a_run_leaves_what_the_contract_says() {
             "mfu",
             "data_wait",
             "padding",
-            "checkpoint_stall"
+            "checkpoint_stall",
+            "peak_memory"
         ]
     );
     assert_eq!(keys("valid"), ["step", "split", "time", "tokens", "loss", "perplexity", "masked_accuracy", "bits_per_byte"]);

@@ -72,6 +72,7 @@ enum Command {
   linformer pretrain mine.json --dry-run                    # builds everything, makes two steps, keeps nothing
   linformer pretrain mine.json model.attention.k=16 run.dir=runs/k16
   linformer pretrain mine.json --resume auto                # begins, or goes on with what is there
+  linformer pretrain mine.json --profile 10 train.max_steps=20 run.dir=/tmp/profile
   linformer pretrain mine.json run.dir=runs/b train.learning_rate=1e-4 --fork runs/a/checkpoints/step-00001000")]
     Pretrain(RunArgs),
     /// Fine-tune on a task
@@ -296,6 +297,9 @@ struct RunArgs {
     /// Build everything and run two steps; only the prepared corpus is kept
     #[arg(long)]
     dry_run: bool,
+    /// Where the time of this many steps goes: a table, profile.json, and trace.json for chrome://tracing
+    #[arg(long, value_name = "STEPS", default_value_t = 0, conflicts_with = "dry_run", hide_default_value = true)]
+    profile: u64,
     /// Do not print the summary
     #[arg(long)]
     quiet: bool,
@@ -438,7 +442,7 @@ fn train(args: RunArgs, finetune: bool) -> Result<Finished> {
         Some(place) => World::join(place, &config.run.ranks, &interrupt)?,
         None => World::default(),
     };
-    let start = Start { name, resume, world: world.clone(), interrupt };
+    let start = Start { name, resume, world: world.clone(), interrupt, profile: args.profile };
     let finished = experiments::run(config, &origins, start).map_err(|error| among_ranks(&world, error));
     if finished.is_ok() {
         world.finish()?;

@@ -188,8 +188,9 @@ choice!(
     Backend { Fused = "fused", Reference = "reference" }
 );
 choice!(
-    /// How scores are computed: never stored (our kernel, or libtorch's), or softmax(Q K^T) as a tensor (Table 3's baseline).
-    AttentionBackend { Fused = "fused", Materialised = "materialised" }
+    /// How scores are computed. `fused`: never stored, by our kernel, or libtorch's where there is none of ours; `libtorch`:
+    /// always by libtorch's; `materialised`: softmax(Q K^T) as a tensor (Table 3's baseline).
+    AttentionBackend { Fused = "fused", Libtorch = "libtorch", Materialised = "materialised" }
 );
 
 /// k as the config gives it.

@@ -272,6 +272,9 @@ pub struct Train {
     pub batch_tokens: Option<usize>,
     /// Sequences taken at once; null: all of `batch_size`.
     pub micro_batch_size: Option<usize>,
+    /// Layers keep their input alone and are run forward once more in the backward pass: the same numbers bit for bit, less
+    /// memory, about a third more work.
+    pub recompute: bool,
     pub learning_rate: f64,
     pub warmup_steps: u64,
     pub schedule: ScheduleKind,
@@ -320,6 +323,7 @@ impl Default for Train {
             batch_size: 32,
             batch_tokens: None,
             micro_batch_size: None,
+            recompute: false,
             learning_rate: 5e-4,
             warmup_steps: 500,
             schedule: ScheduleKind::Linear,

@@ -2,8 +2,13 @@
 //!
 //! Time at a fixed number of tokens, as the paper's figure has it: n grows, the batch shrinks. Memory of one sequence, and
 //! from it the largest batch in a budget, which is the paper's "memory saved". Against attention with its scores stored, as
-//! in the paper, and against attention that never stores them, which the paper did not have.
+//! in the paper, against libtorch's fused attention that never stores them, which the paper did not have, and against the
+//! layer's matrix products alone ([`super::floor`]).
+//!
+//! Rows that the results' file has already, under the same settings, are not measured again: a long table can be made in
+//! pieces, `n=[512,1024]` first.
 
+use super::floor;
 use super::paper::Table3;
 use super::Finished;
 use crate::config::load::Raw;
@@ -32,10 +37,10 @@ pub struct Efficiency {
     pub model: Model,
     pub n: Vec<i64>,
     pub k: Vec<i64>,
-    /// Tokens of a timed pass, at least; the batch is that over n.
+    /// Tokens of a timed pass; the batch is that over n, at least 1. Fewer where stored scores need more than `largest_gib`.
     pub tokens: i64,
     pub precision: Precision,
-    /// Timed passes of each cell, in turns with the others of the same n.
+    /// Timed passes of each cell, in turns with the others of the same n. Of passes longer than 10 seconds, one.
     pub rounds: usize,
     /// For the largest batch.
     pub memory_gib: f64,
@@ -72,12 +77,15 @@ impl Default for Efficiency {
     }
 }
 
+/// Seconds from which a pass is timed once, and its first time counts.
+const LONG: f64 = 10.0;
+
 /// What is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Variant {
     /// Full attention, its scores stored.
     Materialised,
-    /// Full attention, its scores never stored.
+    /// Full attention, its scores never stored: libtorch's kernel.
     Fused,
     Linformer(i64),
 }
@@ -103,17 +111,24 @@ struct Cell {
     /// Beyond the weights, for one sequence; None: not measured.
     bytes: Option<f64>,
     computed_bytes: f64,
+    /// Of the matrix products of a pass alone, each round's; Linformers only.
+    floor_seconds: Vec<f64>,
+}
+
+fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied()
 }
 
 impl Cell {
-    fn median(&self) -> Option<f64> {
-        let mut sorted = self.seconds.clone();
-        sorted.sort_by(f64::total_cmp);
-        sorted.get(sorted.len() / 2).copied()
+    fn microseconds_per_token(&self) -> Option<f64> {
+        median(&self.seconds).map(|s| s * 1e6 / self.tokens as f64)
     }
 
-    fn microseconds_per_token(&self) -> Option<f64> {
-        self.median().map(|s| s * 1e6 / self.tokens as f64)
+    /// Time over that of the products alone.
+    fn over_floor(&self) -> Option<f64> {
+        Some(median(&self.seconds)? / median(&self.floor_seconds)?)
     }
 }
 
@@ -144,7 +159,10 @@ impl Efficiency {
                 attention.kind = AttentionKind::Linformer;
                 attention.k = KSpec::One(k);
             }
-            Variant::Fused => attention.kind = AttentionKind::Full,
+            Variant::Fused => {
+                attention.kind = AttentionKind::Full;
+                attention.backend = AttentionBackend::Libtorch;
+            }
             Variant::Materialised => {
                 attention.kind = AttentionKind::Full;
                 attention.backend = AttentionBackend::Materialised;
@@ -159,8 +177,9 @@ impl Efficiency {
         let (d, h) = (self.model.hidden_size as f64, self.model.num_attention_heads as f64);
         let n = n as f64;
         let scores = match variant {
-            // Scores, and their softmax.
-            Variant::Materialised => 2.0 * h * n * n,
+            // Scores and their softmax, which is made in fp32: in bf16 the scores once more.
+            Variant::Materialised if self.precision == Precision::Bf16 => 10.0 * h * n * n,
+            Variant::Materialised => 8.0 * h * n * n,
             Variant::Fused | Variant::Linformer(_) => 0.0,
         };
         let keys = match variant {
@@ -168,7 +187,7 @@ impl Efficiency {
             _ => 2.0 * n * d,
         };
         // The layer's input, its queries and the heads' output.
-        element * (3.0 * n * d + keys + scores)
+        element * (3.0 * n * d + keys) + scores
     }
 
     fn passes(&self, n: i64, batch: i64, variant: Variant) -> impl Fn() -> Result<f64> {
@@ -190,26 +209,69 @@ impl Efficiency {
         }
     }
 
-    /// All variants of one n, in turns; the first pass of each is not counted.
+    /// Sequences of a timed pass; 0: not even one has its scores stored within `largest_gib`.
+    fn batch(&self, n: i64, variant: Variant) -> i64 {
+        let wanted = (self.tokens / n).max(1);
+        let largest = (self.largest_gib * 1073741824.0 / self.computed_bytes(n, variant)) as i64;
+        if variant == Variant::Materialised {
+            wanted.min(largest)
+        } else {
+            wanted
+        }
+    }
+
+    /// All variants of one n, in turns; the first pass of each is not counted, unless it is so long that starting up is no
+    /// part of it.
     fn measure(&self, n: i64) -> Result<Vec<Cell>> {
-        let batch = (self.tokens / n).max(1);
         let mut cells = Vec::new();
         let mut passes = Vec::new();
         for variant in self.variants(n) {
             let computed_bytes = self.computed_bytes(n, variant);
-            cells.push(Cell { n, variant, seconds: Vec::new(), tokens: batch * n, bytes: None, computed_bytes });
-            let fits = computed_bytes * batch as f64 <= self.largest_gib * 1073741824.0;
-            passes.push(fits.then(|| self.passes(n, batch, variant)));
+            let batch = self.batch(n, variant);
+            cells.push(Cell { n, variant, seconds: Vec::new(), tokens: batch * n, bytes: None, computed_bytes, floor_seconds: Vec::new() });
+            passes.push((batch > 0).then(|| self.passes(n, batch, variant)));
         }
         for round in 0..=self.rounds {
             for (cell, pass) in cells.iter_mut().zip(&passes) {
-                if let Some(pass) = pass {
-                    let seconds = pass()?;
-                    cell.seconds.extend((round > 0).then_some(seconds));
+                let Some(pass) = pass else { continue };
+                if cell.seconds.first().is_some_and(|s| *s > LONG) {
+                    continue;
+                }
+                let seconds = pass()?;
+                cell.seconds.extend((round > 0 || seconds > LONG).then_some(seconds));
+                if let Variant::Linformer(k) = cell.variant {
+                    let floor = floor::pass(&self.model, kind_of(self.precision), n, cell.tokens / n, k);
+                    cell.floor_seconds.extend((round > 0).then_some(floor));
                 }
             }
         }
         Ok(cells)
+    }
+
+    /// The cells of one n that an earlier call has measured.
+    fn measured(&self, n: i64, record: &Value) -> Option<Vec<Cell>> {
+        let without_n = |e: &Value| {
+            let mut e = e.clone();
+            e.as_object_mut().map(|o| ["n", "out"].map(|key| o.shift_remove(key)));
+            e
+        };
+        if without_n(&record["efficiency"]) != without_n(&serde_json::to_value(self).ok()?) {
+            return None;
+        }
+        let numbers = |v: &Value| v.as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
+        let cell = |variant: Variant| {
+            let found = record["cells"].as_array()?.iter().find(|c| c["n"] == n && c["attention"] == variant.name())?;
+            Some(Cell {
+                n,
+                variant,
+                seconds: numbers(&found["seconds"]),
+                tokens: found["tokens"].as_i64()?,
+                bytes: found["bytes"].as_f64(),
+                computed_bytes: self.computed_bytes(n, variant),
+                floor_seconds: numbers(&found["floor_seconds"]),
+            })
+        };
+        self.variants(n).into_iter().map(cell).collect()
     }
 
     /// Peak memory of one pass over one sequence beyond what was there before, in this process (which must be fresh).
@@ -218,6 +280,7 @@ impl Efficiency {
         let pass = self.passes(n, 1, variant);
         // A short pass first: libtorch's own buffers are not the model's.
         self.passes(64, 1, if let Variant::Linformer(_) = variant { Variant::Linformer(32) } else { variant })()?;
+        runtime::give_back_freed_memory();
         let before = runtime::resident_bytes().context("/proc/self/status")?;
         runtime::reset_peak_memory().context("/proc/self/clear_refs")?;
         pass()?;
@@ -240,13 +303,26 @@ impl Efficiency {
     }
 }
 
-/// Measures everything, writes table, JSON and plots, and gives the table as text.
+/// Measures what is not measured yet, writes table, JSON and plots, and gives the table as text.
 pub fn run(efficiency: &Efficiency, file: &Path, overrides: &[String]) -> Result<(String, Finished)> {
     if efficiency.threads > 0 {
         tch::set_num_threads(i32::try_from(efficiency.threads).unwrap_or(i32::MAX));
     }
+    let out = &efficiency.out;
+    std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
+    let earlier = std::fs::read_to_string(out.join("efficiency.json")).ok().and_then(|text| serde_json::from_str(&text).ok());
+    let earlier: Value = earlier.unwrap_or_default();
+    let mut all = efficiency.clone();
+    all.n.extend(earlier["cells"].as_array().into_iter().flatten().filter_map(|c| c["n"].as_i64()));
+    all.n.sort_unstable();
+    all.n.dedup();
+    all.n.retain(|n| efficiency.n.contains(n) || efficiency.measured(*n, &earlier).is_some());
     let mut cells = Vec::new();
-    for n in &efficiency.n {
+    for n in &all.n {
+        if let Some(mut row) = efficiency.measured(*n, &earlier) {
+            cells.append(&mut row);
+            continue;
+        }
         let mut row = efficiency.measure(*n)?;
         for (index, cell) in row.iter_mut().enumerate() {
             cell.bytes = efficiency.memory_of(file, overrides, cell, index);
@@ -255,15 +331,30 @@ pub fn run(efficiency: &Efficiency, file: &Path, overrides: &[String]) -> Result
         let _ = writeln!(std::io::stderr(), "n = {n}: measured");
         cells.append(&mut row);
     }
-    let out = &efficiency.out;
-    std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
-    let text = align(table(efficiency, &cells));
+    let text = align(table(&cells)) + NOTE;
     let save = |name: &str, text: &str| replace(&out.join(name), text.as_bytes()).with_context(|| out.join(name).display().to_string());
     save("table.txt", &text)?;
-    let record = json!({"efficiency": efficiency, "environment": environment("cpu", 0.0), "cells": cells.iter().map(|c| c.json(efficiency)).collect::<Vec<_>>()});
+    let json_of = |c: &Cell| c.json(&all, extrapolated(&cells, c));
+    let record = json!({"efficiency": all, "environment": environment("cpu", 0.0), "cells": cells.iter().map(json_of).collect::<Vec<_>>()});
     save("efficiency.json", &(serde_json::to_string_pretty(&record)? + "\n"))?;
-    plot(efficiency, &cells).render(&out.join("time_per_token"))?;
+    plot(&all, &cells).render(&out.join("time_per_token"))?;
     Ok((text, Finished::Done(record)))
+}
+
+const NOTE: &str = "~: no memory for it here; time a token as a line in n through the two longest that were measured, bytes as computed.\n";
+
+/// Microseconds a token of a cell of stored scores that did not fit: scores of n x n cost n a token, all else is flat.
+fn extrapolated(cells: &[Cell], cell: &Cell) -> Option<f64> {
+    if cell.variant != Variant::Materialised || !cell.seconds.is_empty() {
+        return None;
+    }
+    let mut points: Vec<(f64, f64)> =
+        cells.iter().filter(|c| c.variant == cell.variant).filter_map(|c| Some((c.n as f64, c.microseconds_per_token()?))).collect();
+    points.sort_by(|a, b| a.0.total_cmp(&b.0));
+    match points[..] {
+        [.., (n1, t1), (n2, t2)] if (cell.n as f64) > n2 => Some(t2 + (t2 - t1) / (n2 - n1) * (cell.n as f64 - n2)),
+        _ => None,
+    }
 }
 
 impl Cell {
@@ -271,38 +362,63 @@ impl Cell {
         self.bytes.filter(|b| *b > 0.0).map(|bytes| (efficiency.memory_gib * 1073741824.0 / bytes).floor())
     }
 
-    fn json(&self, efficiency: &Efficiency) -> Value {
-        json!({"n": self.n, "attention": self.variant.name(), "tokens": self.tokens, "seconds": self.seconds, "median_seconds": self.median(),
-            "microseconds_per_token": self.microseconds_per_token(), "bytes": self.bytes, "computed_bytes": self.computed_bytes,
+    fn json(&self, efficiency: &Efficiency, extrapolated: Option<f64>) -> Value {
+        json!({"n": self.n, "attention": self.variant.name(), "tokens": self.tokens, "seconds": self.seconds, "median_seconds": median(&self.seconds),
+            "microseconds_per_token": self.microseconds_per_token(), "extrapolated_microseconds_per_token": extrapolated,
+            "floor_seconds": self.floor_seconds, "over_floor": self.over_floor(), "bytes": self.bytes, "computed_bytes": self.computed_bytes,
             "largest_batch": self.largest_batch(efficiency)})
     }
 }
 
-fn table(efficiency: &Efficiency, cells: &[Cell]) -> Vec<Vec<String>> {
-    let header = ["n", "attention", "us/token", "x materialised", "paper", "x fused", "MiB/sequence", "computed", "batch ratio", "paper"]
-        .map(str::to_string);
-    let number = |v: Option<f64>, digits: usize| v.map_or_else(|| "-".to_string(), |v| format!("{v:.digits$}"));
+/// A number, or none; ~ before it: not measured.
+fn number((value, is_measured): (Option<f64>, bool), digits: usize) -> String {
+    value.map_or_else(|| "-".to_string(), |v| format!("{}{v:.digits$}", if is_measured { "" } else { "~" }))
+}
+
+fn table(cells: &[Cell]) -> Vec<Vec<String>> {
+    let header = [
+        "n",
+        "attention",
+        "us/token",
+        "/ products",
+        "x materialised",
+        "paper",
+        "x fused",
+        "MiB/sequence",
+        "computed",
+        "memory saved",
+        "paper",
+    ]
+    .map(str::to_string);
+    let time = |c: &Cell| match c.microseconds_per_token() {
+        Some(time) => (Some(time), true),
+        None => (extrapolated(cells, c), false),
+    };
+    let bytes = |c: &Cell| (Some(c.bytes.unwrap_or(c.computed_bytes)), c.bytes.is_some());
     let row = |cell: &Cell| {
         let of = |variant: Variant| cells.iter().find(|c| c.n == cell.n && c.variant == variant);
-        let times = |variant| Some(of(variant)?.median()? / cell.median()?);
-        let batches = Some(()).and_then(|()| Some(cell.largest_batch(efficiency)? / of(Variant::Materialised)?.largest_batch(efficiency)?));
+        // How many times more the other variant takes.
+        let ratio = |of_what: &dyn Fn(&Cell) -> (Option<f64>, bool), variant| {
+            let Some((other, is_measured)) = of(variant).map(of_what) else { return (None, true) };
+            (other.zip(of_what(cell).0).map(|(other, own)| other / own), is_measured && of_what(cell).1)
+        };
         let paper = match cell.variant {
             Variant::Linformer(k) => Table3::cell(cell.n, k),
             _ => (None, None),
         };
-        let mebibytes = |bytes: f64| bytes / 1048576.0;
-        let time = if cell.seconds.is_empty() { "out of memory".to_string() } else { number(cell.microseconds_per_token(), 2) };
+        let mebibytes = |bytes: f64| Some(bytes / 1048576.0);
         vec![
             cell.n.to_string(),
             cell.variant.name(),
-            time,
-            number(times(Variant::Materialised), 2),
-            number(paper.0, 1),
-            number(times(Variant::Fused), 2),
-            number(cell.bytes.map(mebibytes), 1),
-            number(Some(mebibytes(cell.computed_bytes)), 1),
-            number(batches, 1),
-            number(paper.1, 1),
+            if cell.seconds.is_empty() { format!("out of memory, {}", number(time(cell), 0)) } else { number(time(cell), 2) },
+            number((cell.over_floor(), true), 2),
+            number(ratio(&time, Variant::Materialised), 2),
+            number((paper.0, true), 1),
+            number(ratio(&time, Variant::Fused), 2),
+            number((cell.bytes.and_then(mebibytes), true), 1),
+            number((mebibytes(cell.computed_bytes), true), 1),
+            number(ratio(&bytes, Variant::Materialised), 1),
+            number((paper.1, true), 1),
         ]
     };
     std::iter::once(header.to_vec()).chain(cells.iter().map(row)).collect()

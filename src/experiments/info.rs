@@ -4,6 +4,7 @@ use super::setup::Parent;
 use crate::config::{Config, Model, Origins};
 use crate::data::tokenizer::{Kind as TokenizerKind, Tokenizer};
 use crate::log::progress::{duration, thousands};
+use crate::model::memory::Memory;
 use crate::model::size::{distinct_projections, forward_flops_per_token, parameters_by_part, Head};
 use crate::table::align;
 use anyhow::Result;
@@ -43,8 +44,18 @@ pub fn describe(config: &Config, origins: &Origins, speed: Speed) -> Result<Stri
     add("steps", thousands(train.max_steps as f64));
     add("tokens in all", thousands(tokens));
     add("tokens per parameter", format!("{:.1}", tokens / total as f64));
-    add("weights, gradients and Adam state", mebibytes(total as f64 * 16.0));
-    add("activations of a micro-batch, about", mebibytes(activation_bytes(config, &model, train.micro_batch() as f64)));
+    let memory = Memory::of_training(config, &model);
+    add("memory: program and libtorch", mebibytes(memory.program));
+    add("memory: weights, Adam's moments", mebibytes(memory.weights + memory.moments));
+    if memory.copies > 0.0 {
+        add("memory: weights in bf16", mebibytes(memory.copies));
+    }
+    add("memory: gradients", mebibytes(memory.gradients));
+    add("memory: activations of a micro-batch", mebibytes(memory.activations));
+    add("memory: logits or one block's gradients", mebibytes(memory.working));
+    add("memory: an evaluation", mebibytes(memory.evaluation));
+    add("memory: a checkpoint being written", mebibytes(memory.checkpoint));
+    add("memory at the peak, on a CPU", mebibytes(memory.peak(train)));
     add(&format!("time at MFU {} of {} TFLOP/s", speed.mfu, speed.peak_tflops), duration(seconds));
     Ok(align(rows))
 }

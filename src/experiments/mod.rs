@@ -11,6 +11,7 @@ pub mod efficiency;
 pub mod embed;
 pub mod fill_mask;
 pub mod finetune;
+pub mod floor;
 pub mod info;
 pub mod paper;
 pub mod planner;
@@ -46,6 +47,8 @@ pub struct Start {
     /// The ranks that train together.
     pub world: World,
     pub interrupt: Interrupt,
+    /// Steps to be looked at for where their time goes; 0: none.
+    pub profile: u64,
 }
 
 /// How it ended.

@@ -62,7 +62,7 @@ const GIB: f64 = 1073741824.0;
 /// Attention scores that are kept for the backward pass, of one sequence.
 fn score_bytes(config: &Config, model: &Model) -> f64 {
     // Probabilities are tensors where they are dropped out or asked for; else no n x m matrix is kept.
-    if model.attention.backend == AttentionBackend::Fused && model.attention_probs_dropout_prob == 0.0 {
+    if model.attention.backend != AttentionBackend::Materialised && model.attention_probs_dropout_prob == 0.0 {
         return 0.0;
     }
     let (n, heads) = (config.data.sequence_length as f64, model.num_attention_heads as usize);

@@ -10,6 +10,7 @@ use crate::distributed::World;
 use crate::eval::perplexity;
 use crate::log::{progress::Progress, Record};
 use crate::model::loss::cross_entropy_sum;
+use crate::model::memory::EVALUATION_PREDICTIONS;
 use crate::model::size::forward_flops_per_token;
 use crate::model::weights::Select;
 use crate::model::{Encoder, Input, MaskedLmHead, Parameters, Pass};
@@ -20,10 +21,8 @@ use crate::train::{LossSum, Outcome, Task};
 use anyhow::{Context, Result};
 use serde_json::{json, Value};
 use std::ops::Range;
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
-/// Sequences per evaluation pass.
-const EVALUATION_BATCH: usize = 64;
 /// A model within this many nats of the unigram loss has learned nothing from context.
 const PLATEAU_MARGIN: f64 = 0.1;
 
@@ -35,6 +34,8 @@ pub struct MaskedLm {
     kind: Kind,
     device: Device,
     label_smoothing: f64,
+    /// Sequences of an evaluation's pass.
+    evaluation_batch: usize,
     unigram_loss: f64,
     /// The ranks that share an evaluation.
     world: World,
@@ -53,6 +54,7 @@ impl MaskedLm {
             kind: kind_of(config.train.precision),
             device: parameters.device(),
             label_smoothing: config.train.label_smoothing,
+            evaluation_batch: config.evaluation_sequences(),
             world: World::default(),
         }
     }
@@ -65,14 +67,14 @@ impl MaskedLm {
     /// Loss, right predictions and predictions of every block of validation sequences, in order: each block by one rank.
     fn blocks(&self, interrupt: &Interrupt) -> Result<Option<Vec<[f64; 3]>>, NativeError> {
         let pass = Pass::evaluation(self.kind);
-        let blocks = self.data.validation_sequences().div_ceil(EVALUATION_BATCH);
+        let blocks = self.data.validation_sequences().div_ceil(self.evaluation_batch);
         let (rank, ranks) = (self.world.rank(), self.world.size());
         let mut own = Vec::new();
         for block in (rank..blocks).step_by(ranks) {
             if interrupt.is_set() {
                 break;
             }
-            let batch = self.data.validation_batch(block * EVALUATION_BATCH, EVALUATION_BATCH);
+            let batch = self.data.validation_batch(block * self.evaluation_batch, self.evaluation_batch);
             let (loss, correct) = self.measure(&batch, &pass)?;
             own.extend([loss, correct as f64, batch.targets.len() as f64]);
         }
@@ -85,9 +87,15 @@ impl MaskedLm {
     fn measure(&self, batch: &MlmBatch, pass: &Pass) -> Result<(f64, i64), NativeError> {
         let tensors = batch.tensors(0..batch.sequences(), self.device);
         let hidden = self.encoder.forward(&Input { ids: tensors.ids, attention_mask: tensors.attention_mask }, pass)?;
-        let logits = self.head.forward(&hidden, &tensors.positions)?;
-        let right = logits.argmax(-1, false).eq_tensor(&tensors.targets).sum(Kind::Int64).int64_value(&[]);
-        Ok((cross_entropy_sum(&logits, &tensors.targets, 0.0).double_value(&[]), right))
+        let (mut loss, mut right) = (0.0, 0);
+        // Logits of all at once would take more memory than training does.
+        let pieces = |t: &Tensor| t.split(EVALUATION_PREDICTIONS, 0);
+        for (positions, targets) in pieces(&tensors.positions).iter().zip(&pieces(&tensors.targets)) {
+            let logits = self.head.forward(&hidden, positions)?;
+            right += logits.argmax(-1, false).eq_tensor(targets).sum(Kind::Int64).int64_value(&[]);
+            loss += cross_entropy_sum(&logits, targets, 0.0).double_value(&[]);
+        }
+        Ok((loss, right))
     }
 }
 

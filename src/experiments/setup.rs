@@ -7,13 +7,16 @@ use crate::config::{AttentionKind, Config, Model, Origins};
 use crate::data::tokenizer::Tokenizer;
 use crate::digest::{file_sha256, sha256};
 use crate::distributed::{gpu, World};
-use crate::log::{progress::Progress, tensorboard::About, Log};
+use crate::log::progress::{thousands, Progress};
+use crate::log::{tensorboard::About, Log};
+use crate::model::memory::Memory;
 use crate::model::weights::{Select, WeightsFile};
 use crate::model::Parameters;
 use crate::native::distributed::host_name;
 use crate::native::runtime;
 use crate::train::checkpoint::{step_name, Checkpoint};
 use crate::train::optimizer::Optimizer;
+use crate::train::profile::Profiler;
 use crate::train::ranks::{compare_weights, Ranks};
 use crate::train::run::{environment, is_checkpoint, read_config, run_of, RunFolder, MAY_CHANGE};
 use crate::train::saver::{check_room, estimate, Saver};
@@ -276,6 +279,7 @@ impl<T: Task> Job<'_, T> {
         };
         let interrupt = self.start.interrupt.clone().limited(self.config.train.max_hours);
         interrupt.wait_for_checkpoint();
+        let profiler = (self.start.profile > 0).then(|| Profiler::new(self.start.profile, state.step, self.total_steps));
         let session = Session {
             config: &self.config.train,
             total_steps: self.total_steps,
@@ -289,17 +293,30 @@ impl<T: Task> Job<'_, T> {
             interrupt: &interrupt,
             flops_per_token: 3.0 * self.flops_per_token,
             peak_flops,
+            profiler,
         };
+        // What was read and prepared before is no part of training's peak.
+        runtime::give_back_freed_memory();
+        let _ = runtime::reset_peak_memory();
         let outcome = train(self.task, session).inspect_err(|_| log.end(false))?;
         log.progress.finish();
         if outcome.interrupted {
             return Ok(Finished::Interrupted);
         }
+        self.tell_memory(&log.progress);
         let summary = summary(&outcome, &log.progress)?;
         // The summary says that the run is done and nothing is left to add: it comes last.
         log.end(true);
         folder.write("summary.json", &summary)?;
         Ok(Finished::Done(summary))
+    }
+
+    /// The peak that was measured, beside the one that `info` computes.
+    fn tell_memory(&self, progress: &Progress) {
+        let (Some(measured), Device::Cpu) = (runtime::peak_bytes(), self.parameters.device()) else { return };
+        let computed = Memory::of_training(self.config, &self.config.model).peak(&self.config.train);
+        let mebibytes = |bytes: f64| thousands(bytes / 1048576.0);
+        progress.note(&format!("peak memory {} MiB, computed {} MiB", mebibytes(measured as f64), mebibytes(computed)));
     }
 }
 

@@ -136,7 +136,7 @@ pub fn tag(split: &str, name: &str) -> Option<String> {
     match name {
         "step" | "split" | "time" | "tokens" => None,
         "lr" | "grad_norm" | "grad_norm_max" | "grad_norm_spikes" | "skipped_steps" => Some(format!("optim/{name}")),
-        "tokens_per_second" | "mfu" | "data_wait" | "padding" | "checkpoint_stall" => Some(format!("speed/{name}")),
+        "tokens_per_second" | "mfu" | "data_wait" | "padding" | "checkpoint_stall" | "peak_memory" => Some(format!("speed/{name}")),
         _ => Some(format!("{split}/{name}")),
     }
 }

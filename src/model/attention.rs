@@ -28,6 +28,10 @@ impl Keep {
         let factor = real.to_kind(kind).unsqueeze(-1);
         Self { real, factor }
     }
+
+    pub(super) fn shallow_clone(&self) -> Self {
+        Self { real: self.real.shallow_clone(), factor: self.factor.shallow_clone() }
+    }
 }
 
 /// The self-attention of one layer, without its output matrix.
@@ -160,7 +164,7 @@ impl SelfAttention {
 
     fn by_libtorch(&self, parts: &Parts, pass: &Pass) -> Result<Tensor, NativeError> {
         let (q, k, v, mask) = (self.split(&parts.q), self.split(&parts.k), self.split(&parts.v), parts.mask.as_ref());
-        let out = if self.backend == AttentionBackend::Fused && !pass.drops(self.dropout) {
+        let out = if self.backend != AttentionBackend::Materialised && !pass.drops(self.dropout) {
             Tensor::scaled_dot_product_attention(&q, &k, &v, mask, 0.0, false, None, false)
         } else {
             // libtorch's fused kernel draws its dropout from global state; ours needs the probabilities as a tensor.

@@ -7,8 +7,11 @@ use super::parameters::Parameters;
 use super::projection::Projection;
 use crate::config::{AttentionKind, Backend, HiddenAct, Model, Norm, Padding, PositionInit, Sharing};
 use crate::native::fused::{embedding, feed_forward, is_supported, output_norm, Drop};
+use crate::native::profile::{span, Part};
+use crate::native::recompute::recompute;
 use crate::native::weight::Weight;
 use crate::native::NativeError;
+use std::rc::Rc;
 use tch::{Kind, Tensor};
 
 /// A batch as the encoder sees it.
@@ -22,7 +25,7 @@ pub struct Input {
 /// Token ids to hidden states.
 pub struct Encoder {
     embeddings: Embeddings,
-    layers: Vec<Layer>,
+    layers: Vec<Rc<Layer>>,
     /// Pre-norm only: the last LayerNorm.
     norm: Option<LayerNorm>,
     /// Padding is zeroed after the embeddings and then taken for text.
@@ -35,10 +38,9 @@ impl Encoder {
         let embeddings = Embeddings::new(parameters, config);
         let attention = &config.attention;
         let layerwise = attention.kind == AttentionKind::Linformer && attention.sharing == Sharing::Layerwise;
-        let shared = layerwise.then(|| {
-            Projection::shared(parameters, "roberta.encoder.shared_projection", attention, config.sequence_length(), attention.k.at(0, 0))
-        });
-        let layers = (0..config.num_hidden_layers as usize).map(|i| Layer::new(parameters, config, i, shared.as_ref())).collect();
+        let shared =
+            layerwise.then(|| Projection::shared(parameters, SHARED_PROJECTION, attention, config.sequence_length(), attention.k.at(0, 0)));
+        let layers = (0..config.num_hidden_layers as usize).map(|i| Rc::new(Layer::new(parameters, config, i, shared.as_ref()))).collect();
         let norm = (config.norm == Norm::Pre).then(|| LayerNorm::new(parameters, "roberta.encoder.LayerNorm", config));
         let padding_blind = attention.kind == AttentionKind::Linformer && attention.padding == Padding::Blind;
         Self { embeddings, layers, norm, padding_blind }
@@ -70,7 +72,11 @@ impl Encoder {
         let (mut x, keep) = self.embed(input, pass)?;
         for layer in &self.layers {
             see(layer, &x, keep.as_ref())?;
-            x = layer.forward(x, keep.as_ref(), pass)?;
+            x = if pass.recomputes() && x.requires_grad() {
+                Layer::forward_again(layer, &x, keep.as_ref(), pass)?
+            } else {
+                layer.forward(x, keep.as_ref(), pass)?
+            };
         }
         Ok(x)
     }
@@ -150,6 +156,7 @@ impl Embeddings {
     }
 
     fn forward(&self, input: &Input, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
+        let _span = span(Part::Embedding);
         let places = self.places(&input.ids, keep);
         let normal = if self.backend == Backend::Fused && is_supported(pass.kind, input.ids.device()) {
             let size = [input.ids.size(), vec![self.token_type.size()[1]]].concat();
@@ -194,13 +201,16 @@ struct Layer {
     backend: Backend,
     /// Names of the attention and feed-forward outputs, where dropout stands.
     places: [String; 2],
+    /// All that is learned here, shared projections included.
+    weights: Vec<Tensor>,
 }
 
 impl Layer {
     fn new(parameters: &mut Parameters, config: &Model, index: usize, shared: Option<&Projection>) -> Self {
         let (d, f) = (config.hidden_size, config.intermediate_size);
         let name = format!("roberta.encoder.layer.{index}");
-        Self {
+        let first = parameters.iter().count();
+        let layer = Self {
             attention: SelfAttention::new(parameters, &format!("{name}.attention.self"), config, index, shared),
             attention_output: Linear::new(parameters, &format!("{name}.attention.output.dense"), d, d, config),
             attention_norm: LayerNorm::new(parameters, &format!("{name}.attention.output.LayerNorm"), config),
@@ -212,7 +222,17 @@ impl Layer {
             dropout: config.hidden_dropout_prob,
             backend: config.backend,
             places: [format!("{name}.attention.output"), format!("{name}.output")],
-        }
+            weights: Vec::new(),
+        };
+        let own = parameters.iter().skip(first).chain(parameters.get(SHARED_PROJECTION));
+        let weights = own.filter(|p| p.trainable).map(|p| p.tensor.shallow_clone()).collect();
+        Self { weights, ..layer }
+    }
+
+    /// The same as [`Self::forward`], bit for bit, without what it keeps for the backward pass.
+    fn forward_again(this: &Rc<Self>, x: &Tensor, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
+        let (layer, keep, pass) = (this.clone(), keep.map(Keep::shallow_clone), pass.within_recomputed());
+        recompute(x, &this.weights, Box::new(move |x| layer.forward(x, keep.as_ref(), &pass)))
     }
 
     /// x `[B, L, d]` -> `[B, L, d]`.
@@ -220,11 +240,17 @@ impl Layer {
         match self.norm {
             Norm::Post if is_fused(self.backend, &x) && !pass.is_watched() => self.forward_fused(x, keep, pass),
             Norm::Post => {
+                let attention = span(Part::Attention);
                 let x = self.attention_norm.forward(&(self.attend(&x, keep, pass)? + &x));
+                drop(attention);
+                let _span = span(Part::FeedForward);
                 Ok(self.output_norm.forward(&(self.feed_forward(&x, pass)? + &x)))
             }
             Norm::Pre => {
+                let attention = span(Part::Attention);
                 let x = self.attend(&self.attention_norm.forward(&x), keep, pass)? + x;
+                drop(attention);
+                let _span = span(Part::FeedForward);
                 Ok(self.feed_forward(&self.output_norm.forward(&x), pass)? + x)
             }
         }
@@ -258,15 +284,18 @@ impl Layer {
     /// The same in two blocks, behind the heads' outputs.
     fn forward_fused(&self, x: Tensor, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
         let (size, width) = (x.size(), x.size()[2]);
+        let attention = span(Part::Attention);
         let (attended, x) = (self.attention.forward(&x, keep, pass)?.view([-1, width]), x.view([-1, width]));
+        drop(attention);
         let rows = x.size()[0];
-        if x.requires_grad() || rows <= ROW_BLOCK {
+        let block_rows = row_block(x.kind());
+        if pass.is_training() || x.requires_grad() || rows <= block_rows {
             return Ok(self.rest_of_layer(&attended, &x, size[1], 0, pass)?.view(size.as_slice()));
         }
         // Without gradients nothing has to stay: a block of rows at a time needs no `[rows, intermediate_size]` of all.
         let out = x.empty_like();
-        for first in (0..rows).step_by(ROW_BLOCK as usize) {
-            let block = |t: &Tensor| t.narrow(0, first, ROW_BLOCK.min(rows - first));
+        for first in (0..rows).step_by(block_rows as usize) {
+            let block = |t: &Tensor| t.narrow(0, first, block_rows.min(rows - first));
             block(&out).copy_(&self.rest_of_layer(&block(&attended), &block(&x), size[1], first, pass)?);
         }
         Ok(out.view(size.as_slice()))
@@ -276,13 +305,16 @@ impl Layer {
     /// among all rows, of which a sequence has `length`.
     fn rest_of_layer(&self, attended: &Tensor, x: &Tensor, length: i64, first: i64, pass: &Pass) -> Result<Tensor, NativeError> {
         let width = x.size()[1];
-        let drop = |place: &str| {
+        let drop_at = |place: &str| {
             let drop = pass.drop(self.dropout, place, length * width);
             Drop { offset: drop.offset + first * width, ..drop }
         };
         let norms = [&self.attention_norm, &self.output_norm].map(LayerNorm::parameters);
-        let x = output_norm(attended, x, self.attention_output.affine(), norms[0], drop(&self.places[0]))?;
-        let (inner, outer, drop) = (self.intermediate.affine(), self.output.affine(), drop(&self.places[1]));
+        let attention = span(Part::Attention);
+        let x = output_norm(attended, x, self.attention_output.affine(), norms[0], drop_at(&self.places[0]))?;
+        drop(attention);
+        let _span = span(Part::FeedForward);
+        let (inner, outer, drop) = (self.intermediate.affine(), self.output.affine(), drop_at(&self.places[1]));
         match self.act {
             HiddenAct::Gelu => feed_forward(&x, inner, outer, norms[1], drop),
             HiddenAct::Relu => output_norm(&self.intermediate.forward(&x)?.relu(), &x, outer, norms[1], drop),
@@ -290,5 +322,15 @@ impl Layer {
     }
 }
 
-/// Rows taken at once where nothing is kept for a backward pass.
-const ROW_BLOCK: i64 = 2048;
+/// The E of sharing `layerwise`.
+const SHARED_PROJECTION: &str = "roberta.encoder.shared_projection";
+
+/// Rows taken at once where nothing is kept for a backward pass: what the feed-forward block makes of them should stay in the
+/// cache. Products in fp32 take so long that it does not matter, and want more rows.
+fn row_block(kind: Kind) -> i64 {
+    if kind == Kind::BFloat16 {
+        512
+    } else {
+        2048
+    }
+}

@@ -6,6 +6,7 @@ use super::loss::cross_entropy_sum;
 use super::parameters::Parameters;
 use crate::config::{Backend, HiddenAct, Model};
 use crate::native::fused::vocabulary_loss;
+use crate::native::profile::{span, Part};
 use crate::native::weight::Weight;
 use crate::native::NativeError;
 use tch::Tensor;
@@ -35,6 +36,7 @@ impl MaskedLmHead {
     /// The cross-entropy of the predictions at `positions` (as in [`Self::forward`]), summed over `targets` `[M]` int64
     /// (negative: ignored), in nats. The fused block never stores logits and gradient side by side.
     pub fn loss(&self, hidden: &Tensor, positions: &Tensor, targets: &Tensor, smoothing: f64, pass: &Pass) -> Result<Tensor, NativeError> {
+        let _span = span(Part::Head);
         if !is_fused(self.backend, hidden) || pass.is_watched() {
             let logits = self.forward(hidden, positions)?;
             pass.see("lm_head", &logits);
@@ -74,6 +76,7 @@ impl ClassificationHead {
 
     /// hidden `[B, L, d]` -> `[B, outputs]`.
     pub fn forward(&self, hidden: &Tensor, pass: &Pass) -> Result<Tensor, NativeError> {
+        let _span = span(Part::Head);
         let first = pass.dropout(hidden.select(1, 0), self.dropout, "classifier.dense")?;
         let x = self.dense.forward(&first)?.tanh();
         let out = self.out.forward(&pass.dropout(x, self.dropout, "classifier.out_proj")?)?;

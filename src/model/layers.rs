@@ -18,6 +18,8 @@ pub struct Pass<'a> {
     pub kind: Kind,
     dropout: Option<DropoutKey>,
     watch: Option<&'a Watch>,
+    /// Layers keep their input alone for the backward pass.
+    recomputes: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -36,18 +38,36 @@ impl DropoutKey {
 impl<'a> Pass<'a> {
     /// Without dropout.
     pub fn evaluation(kind: Kind) -> Self {
-        Self { kind, dropout: None, watch: None }
+        Self { kind, dropout: None, watch: None, recomputes: false }
     }
 
     /// With dropout as a function of (seed, step). `first_sequence` is the place of the micro-batch in the step's batch:
     /// the cut into micro-batches does not change what is dropped.
     pub fn training(kind: Kind, seed: u64, step: u64, first_sequence: i64) -> Self {
-        Self { kind, dropout: Some(DropoutKey { seed, step, first_sequence }), watch: None }
+        Self { kind, dropout: Some(DropoutKey { seed, step, first_sequence }), watch: None, recomputes: false }
     }
 
     /// The same pass with its modules' outputs looked at.
     pub fn watched(self, watch: &'a Watch) -> Self {
         Self { watch: Some(watch), ..self }
+    }
+
+    /// The same pass with layers that keep their input alone, and are run again in the backward pass.
+    pub fn recomputing(self, recomputes: bool) -> Self {
+        Self { recomputes, ..self }
+    }
+
+    /// The pass inside a layer that is run again.
+    pub(super) fn within_recomputed(&self) -> Pass<'static> {
+        Pass { kind: self.kind, dropout: self.dropout, watch: None, recomputes: false }
+    }
+
+    pub(super) fn recomputes(&self) -> bool {
+        self.recomputes && self.watch.is_none()
+    }
+
+    pub(super) fn is_training(&self) -> bool {
+        self.dropout.is_some()
     }
 
     /// Shows a module's output to whoever looks on.

@@ -11,6 +11,7 @@ pub mod heads;
 pub mod init;
 pub mod layers;
 pub mod loss;
+pub mod memory;
 pub mod parameters;
 pub mod projection;
 pub mod size;

@@ -12,6 +12,8 @@
 //! | [`mapped`]  | a read-only memory map |
 //! | [`disk`]    | free room on a file system |
 //! | [`process`] | children that end with their parent |
+//! | [`profile`] | what runs when, by operation and node of the backward pass |
+//! | [`recompute`] | parts that keep their input alone for the backward pass |
 //! | [`panics`]  | libtorch's exceptions, which tch turns into panics, as errors |
 //!
 //! Every C++ exception comes back as [`NativeError`] with the first line of its text (the rest is libtorch's backtrace).
@@ -26,6 +28,8 @@ pub mod nccl;
 pub mod optim;
 pub mod panics;
 pub mod process;
+pub mod profile;
+pub mod recompute;
 pub mod runtime;
 pub mod weight;
 

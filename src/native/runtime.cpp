@@ -38,6 +38,9 @@ extern "C" void linformer_keep_freed_memory() {
   mallopt(M_TRIM_THRESHOLD, 2147483647);
 }
 
+// Gives what is free back to the kernel, so that what is resident afterwards is in use.
+extern "C" void linformer_give_back_freed_memory() { malloc_trim(0); }
+
 // How many threads at::parallel_for really uses from this library: 1 here although libtorch reports more means that
 // this file was compiled without OpenMP.
 extern "C" int linformer_parallel_chunks() {

@@ -10,6 +10,7 @@ extern "C" {
     fn linformer_kernels() -> *const c_char;
     fn linformer_has_tiles() -> c_int;
     fn linformer_keep_freed_memory();
+    fn linformer_give_back_freed_memory();
     fn linformer_parallel_chunks() -> c_int;
 }
 
@@ -85,6 +86,12 @@ pub fn has_gloo() -> bool {
 pub fn keep_freed_memory() {
     // SAFETY: sets two malloc parameters.
     unsafe { linformer_keep_freed_memory() }
+}
+
+/// Gives freed memory back: [`resident_bytes`] is then what is in use.
+pub fn give_back_freed_memory() {
+    // SAFETY: no arguments.
+    unsafe { linformer_give_back_freed_memory() }
 }
 
 /// OpenMP's workers spin for milliseconds after every operation and so steal the CPU from each other when another process

@@ -43,8 +43,9 @@ pub enum RunError {
 }
 
 /// Keys that may differ on resume: how long, how often, where; never what is learned from what.
-pub const MAY_CHANGE: [&str; 20] = [
+pub const MAY_CHANGE: [&str; 21] = [
     "train.max_steps",
+    "train.recompute",
     "train.log_every",
     "train.histogram_every",
     "train.eval_every",

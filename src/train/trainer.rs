@@ -5,6 +5,7 @@ use super::health::{Incident, NotFinite};
 use super::histograms::histograms;
 use super::interrupt::Interrupt;
 use super::optimizer::{Gradients, Optimizer};
+use super::profile::{Profile, Profiler};
 use super::ranks::{Ranks, Step};
 use super::run::{RunError, RunFolder};
 use super::saver::{Keep, Saver};
@@ -17,6 +18,8 @@ use crate::log::{progress::thousands, Log, Record};
 use crate::model::watch::Watch;
 use crate::model::{Parameters, Pass};
 use crate::native::panics::catch;
+use crate::native::profile::{span, Part};
+use crate::native::runtime;
 use crate::native::NativeError;
 use serde::Serialize;
 use std::ops::Range;
@@ -85,6 +88,8 @@ pub struct Session<'a> {
     pub flops_per_token: f64,
     /// What the device reaches on one large product, in FLOP/s.
     pub peak_flops: f64,
+    /// Looks at some steps.
+    pub profiler: Option<Profiler>,
 }
 
 /// How training ended.
@@ -105,6 +110,8 @@ pub enum TrainError {
     Step { step: u64, sequences: usize, length: usize, source: NativeError },
     #[error("evaluation after step {step}: {source}")]
     Evaluation { step: u64, source: NativeError },
+    #[error("profiling step {step}: {source}")]
+    Profile { step: u64, source: NativeError },
     #[error("gathering the optimizer's state after step {step}: {source}")]
     Gather { step: u64, source: NativeError },
     #[error(transparent)]
@@ -162,8 +169,13 @@ impl Session<'_> {
     fn advance<T: Task>(&mut self, task: &T, batches: &Loader<T::Data>, schedule: &Schedule) -> Result<(), TrainError> {
         let step = self.state.step + 1;
         self.ranks.world.at_step(step);
+        let profiled = |source| TrainError::Profile { step, source };
+        self.profiler.as_ref().map_or(Ok(()), |profiler| profiler.before(step)).map_err(profiled)?;
+        let whole = span(Part::Rest);
         let started = Instant::now();
+        let wait = span(Part::DataWait);
         let batch = batches.take(step);
+        drop(wait);
         self.state.window.waited += started.elapsed().as_secs_f64();
 
         let lr = schedule.at(step);
@@ -193,6 +205,10 @@ impl Session<'_> {
             self.report(lr, norm);
         }
         self.state.evaluation_pending = due(step, self.config.eval_every) || is_last;
+        drop(whole);
+        if let Some(profile) = self.profiler.as_ref().map_or(Ok(None), |profiler| profiler.after(step)).map_err(profiled)? {
+            self.tell_profile(&profile)?;
+        }
         let unsynced = self.saver.check()?;
         unsynced.iter().for_each(|error| self.log.unsynced(error));
         Ok(())
@@ -205,15 +221,20 @@ impl Session<'_> {
         let Step { loss, times } = self.ranks.after_backward(part, self.interrupt.is_set()).map_err(failed)?;
         self.state.window.communication += times.busy;
         self.state.window.exposed_communication += times.exposed;
-        let Gradients { norm, first_bad } = self.optimizer.gradients().map_err(failed)?;
+        let Gradients { norm, first_bad } = {
+            let _span = span(Part::GradientNorm);
+            self.optimizer.gradients().map_err(failed)?
+        };
         if loss.is_finite() && norm.is_finite() {
             if due(step, self.config.histogram_every) {
                 self.log.histograms(step, &histograms(self.parameters));
             }
+            let optimizer = span(Part::Optimizer);
             self.optimizer.step(lr, norm).map_err(failed)?;
             self.ranks.saw_norm(norm);
             self.ranks.after_update(self.parameters).map_err(failed)?;
             self.parameters.forget_gradients().map_err(failed)?;
+            drop(optimizer);
             self.ranks.compare(self.parameters, step).map_err(failed)?;
             return Ok(Update::Made { loss, norm });
         }
@@ -241,6 +262,7 @@ impl Session<'_> {
             if i + 1 == pieces.len() {
                 self.ranks.before_last(self.parameters, Some(&loss))?;
             }
+            let _span = span(Part::Autograd);
             loss.backward();
             total += loss.detach();
         }
@@ -261,7 +283,8 @@ impl Session<'_> {
     }
 
     fn pass(&self, step: u64, sequences: &Range<usize>) -> Pass<'static> {
-        Pass::training(kind_of(self.config.precision), self.config.seed, step, sequences.start as i64)
+        let pass = Pass::training(kind_of(self.config.precision), self.config.seed, step, sequences.start as i64);
+        pass.recomputing(self.config.recompute)
     }
 
     fn made(&mut self, loss: f64, norm: f64, size: BatchSize) {
@@ -316,6 +339,15 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// Of the first rank.
+    fn tell_profile(&mut self, profile: &Profile) -> Result<(), TrainError> {
+        self.folder.write("profile.json", &profile.json())?;
+        self.folder.write_text("trace.json", &(profile.trace().to_string() + "\n"))?;
+        self.log.progress.note(&format!("profile of a step; for chrome://tracing: {}", self.folder.path.join("trace.json").display()));
+        profile.text().lines().for_each(|line| self.log.progress.note(line));
+        Ok(())
+    }
+
     fn is_out_of_patience(&self) -> bool {
         let patience = self.config.early_stopping_patience;
         patience > 0 && self.state.evaluations_since_best >= patience
@@ -344,6 +376,7 @@ impl Session<'_> {
                 ("checkpoint_stall", window.stalled / (window.seconds + window.stalled)),
             ],
         };
+        record.values.extend(runtime::peak_bytes().map(|bytes| ("peak_memory", bytes as f64)));
         record.values.extend(self.communication(&window));
         self.log.record(&record);
         self.log.progress.report(self.state.step, &format!("loss {loss:.3}, {} tokens/s", thousands(speed)));

@@ -140,13 +140,14 @@ pub fn weights_sha256(run: &Path, step: u64) -> String {
     both.concat()
 }
 
-/// What a clock says in metrics.jsonl.
-pub const CLOCKS: [&str; 8] = [
+/// What a clock and the memory say in metrics.jsonl.
+pub const CLOCKS: [&str; 9] = [
     "time",
     "tokens_per_second",
     "mfu",
     "data_wait",
     "checkpoint_stall",
+    "peak_memory",
     "communication",
     "communication_exposed",
     "communication_overlap",

@@ -338,7 +338,7 @@ pub fn saved(record: &Value, n: i64, attention: &str) -> (Option<f64>, Option<f6
     let cell = |attention: &str| record["cells"].as_array().into_iter().flatten().find(|c| c["n"] == n && c["attention"] == attention);
     let (Some(ours), Some(base)) = (cell(attention), cell("materialised")) else { return (None, None) };
     let ratio = |a: &Value, b: &Value| a.as_f64().zip(b.as_f64()).map(|(a, b)| a / b);
-    (ratio(&base["median_seconds"], &ours["median_seconds"]), ratio(&ours["largest_batch"], &base["largest_batch"]))
+    (ratio(&base["microseconds_per_token"], &ours["microseconds_per_token"]), ratio(&ours["largest_batch"], &base["largest_batch"]))
 }
 
 fn efficiency_table(record: &Value) -> String {

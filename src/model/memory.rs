@@ -1,0 +1,185 @@
+//! The memory that training a model needs, from its config alone: what stays, and the widest moment of a step.
+//!
+//! The moments follow the fused blocks (`src/native/`): what each keeps for its backward pass, and what it makes there.
+
+use super::encoder::Encoder;
+use super::heads::{ClassificationHead, MaskedLmHead};
+use super::parameters::Parameters;
+use super::size::Head;
+use crate::config::{AttentionKind, Backend, Config, HiddenAct, Model, Norm, Precision, Sharing, Train};
+
+/// Tokens of an evaluation's pass, where one sequence has not more.
+pub const EVALUATION_TOKENS: i64 = 16_384;
+/// Predictions of an evaluation whose logits are made at once.
+pub const EVALUATION_PREDICTIONS: i64 = 1024;
+/// Program, libtorch and its threads' buffers on a CPU, measured.
+const PROGRAM: f64 = 280.0 * 1048576.0;
+/// Rows whose sums are added up at once (`kRowChunk` in rows.h).
+const ROW_CHUNK: f64 = 128.0;
+
+/// Bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Memory {
+    pub program: f64,
+    pub weights: f64,
+    pub moments: f64,
+    /// bf16 copies of the matrices.
+    pub copies: f64,
+    /// When all of them are there, after the backward pass.
+    pub gradients: f64,
+    /// Kept for the backward pass of a micro-batch.
+    pub activations: f64,
+    /// The most that is there beside activations: logits and their gradients, or what one block's backward pass makes.
+    pub working: f64,
+    /// What an evaluation needs beside weights, moments and copies.
+    pub evaluation: f64,
+    /// The copy of weights and moments that is written in the background.
+    pub checkpoint: f64,
+}
+
+impl Memory {
+    /// Of training by the masked-LM or classification head; the model has its vocabulary and positions.
+    pub fn of_training(config: &Config, model: &Model) -> Self {
+        let head = if config.data.task.is_some() { Head::Classification } else { Head::MaskedLm };
+        let mut parameters = Parameters::uninitialised(tch::Device::Cpu);
+        let encoder = Encoder::new(&mut parameters, model);
+        match head {
+            Head::MaskedLm => drop(MaskedLmHead::new(&mut parameters, model, encoder.word_embeddings())),
+            Head::Classification => drop(ClassificationHead::new(&mut parameters, model, 2)),
+        }
+        let count = |keep: &dyn Fn(&str, usize) -> bool| -> f64 {
+            parameters.iter().filter(|p| keep(&p.name, p.tensor.dim())).map(|p| p.tensor.numel() as f64).sum()
+        };
+        let (all, bf16) = (count(&|_, _| true), config.train.precision == Precision::Bf16);
+        let is_multiplied = |name: &str, dimensions: usize| dimensions > 1 && !name.contains("position") && !name.contains("token_type");
+        let step = Step::new(config, model, head);
+        Self {
+            program: PROGRAM,
+            weights: 4.0 * all,
+            moments: 8.0 * all,
+            copies: if bf16 { 2.0 * count(&is_multiplied) } else { 0.0 },
+            gradients: 4.0 * all,
+            activations: step.activations(),
+            working: step.working(),
+            evaluation: step.evaluation(config.evaluation_sequences()),
+            checkpoint: 12.0 * all,
+        }
+    }
+
+    /// At the widest moment. With several micro-batches the gradients are there all the time; a checkpoint on the way is still
+    /// written while the next steps are made.
+    pub fn peak(&self, train: &Train) -> f64 {
+        let forward = self.activations + self.working;
+        let is_cut = train.micro_batch() < train.batch_size;
+        let step = if is_cut { forward + self.gradients } else { forward.max(self.gradients) }.max(self.evaluation);
+        let busy = if train.checkpoint_every > 0 { step + self.checkpoint } else { step.max(self.checkpoint) };
+        self.program + self.weights + self.moments + self.copies + busy
+    }
+}
+
+impl Config {
+    /// Sequences of an evaluation's pass.
+    pub fn evaluation_sequences(&self) -> usize {
+        (EVALUATION_TOKENS / self.data.sequence_length.max(1)).clamp(1, 64) as usize
+    }
+}
+
+/// Numbers of a micro-batch, as floats.
+struct Step<'a> {
+    config: &'a Config,
+    model: &'a Model,
+    head: Head,
+    /// Sequences, tokens, width, feed-forward width.
+    b: f64,
+    t: f64,
+    d: f64,
+    f: f64,
+    /// Bytes of an element of the activations.
+    e: f64,
+}
+
+impl<'a> Step<'a> {
+    fn new(config: &'a Config, model: &'a Model, head: Head) -> Self {
+        let b = config.train.micro_batch() as f64;
+        Self {
+            config,
+            model,
+            head,
+            b,
+            t: b * config.data.sequence_length as f64,
+            d: model.hidden_size as f64,
+            f: model.intermediate_size as f64,
+            e: if config.train.precision == Precision::Bf16 { 2.0 } else { 4.0 },
+        }
+    }
+
+    /// Rows of keys in a layer: k of each sequence, or all tokens.
+    fn key_rows(&self, layer: usize) -> f64 {
+        match self.model.attention.kind {
+            AttentionKind::Full => self.t,
+            AttentionKind::Linformer => self.b * self.model.attention.k.at(layer, 0) as f64,
+        }
+    }
+
+    /// A layer's: input, queries, heads' output, the sums under both LayerNorms, the feed-forward block's input and h; keys,
+    /// values and the compressed rows; a few numbers a row.
+    fn layer(&self, layer: usize) -> f64 {
+        let heads = self.model.num_attention_heads as f64;
+        let compressed = match (self.model.attention.kind, self.model.attention.sharing) {
+            (AttentionKind::Full, _) => 0.0,
+            (_, Sharing::Headwise | Sharing::None) => 2.0,
+            _ => 1.0,
+        };
+        let is_fused = self.model.backend == Backend::Fused && self.model.norm == Norm::Post && self.model.hidden_act == HiddenAct::Gelu;
+        // Without the blocks, about what libtorch's operations keep.
+        let tensors = if is_fused { 6.0 * self.d + self.f } else { 10.0 * self.d + 2.0 * self.f };
+        self.e * (self.t * tensors + (2.0 + compressed) * self.d * self.key_rows(layer)) + self.t * (4.0 * heads + 16.0)
+    }
+
+    fn layers(&self) -> usize {
+        self.model.num_hidden_layers as usize
+    }
+
+    fn activations(&self) -> f64 {
+        let embedding = self.t * (self.e * self.d + 24.0);
+        let layers: f64 = match self.config.train.recompute {
+            true => self.layers() as f64 * self.e * self.t * self.d,
+            false => (0..self.layers()).map(|l| self.layer(l)).sum(),
+        };
+        embedding + layers
+    }
+
+    /// Of the vocabulary's product: logits, later their gradient; the gradient of the matrix, in bf16 both ways; and partial
+    /// sums. (now, and after it.)
+    fn vocabulary(&self) -> (f64, f64) {
+        if self.head == Head::Classification {
+            return (0.0, 0.0);
+        }
+        let (v, rows) = (self.model.vocabulary() as f64, (self.config.data.mask_probability * self.t).ceil());
+        let matrix = 4.0 * v * self.d;
+        let head = rows * (self.e * (v + 4.0 * self.d)) + 4.0 * v * (rows / ROW_CHUNK).ceil();
+        (head + matrix + if self.e < 4.0 { matrix / 2.0 } else { 0.0 } + self.e * self.t * self.d, matrix)
+    }
+
+    fn working(&self) -> f64 {
+        let (vocabulary, matrix) = self.vocabulary();
+        // The last feed-forward block: gradients of its output, of the sum (twice), of h, and GELU once more.
+        let again = if self.config.train.recompute { self.layer(self.layers() - 1) } else { 0.0 };
+        let weights = 2.0 * self.d * self.f * if self.e < 4.0 { 6.0 } else { 4.0 };
+        let feed_forward = matrix + again + self.e * self.t * (3.0 * self.d + 2.0 * self.f) + weights;
+        vocabulary.max(feed_forward)
+    }
+
+    /// A layer's input, queries, heads' output and output; or the logits of some rows, in fp32 too, with their logarithms.
+    fn evaluation(&self, sequences: usize) -> f64 {
+        let tokens = (sequences as f64) * self.config.data.sequence_length as f64;
+        let layer = self.e * tokens * 4.0 * self.d;
+        let logits = if self.head == Head::MaskedLm {
+            let rows = (self.config.data.evaluation_mask_probability * tokens).min(EVALUATION_PREDICTIONS as f64);
+            self.e * tokens * self.d + rows * self.model.vocabulary() as f64 * if self.e < 4.0 { 10.0 } else { 8.0 }
+        } else {
+            0.0
+        };
+        layer.max(logits)
+    }
+}
