@@ -1,120 +1,201 @@
-"""Predictions beside transformers' pipelines, on the same weights: equal numbers first, then rows per second.
+"""Predictions beside transformers' pipelines, on the same weights: equal numbers first, then texts per second.
 
-    python benches/predict_speed.py FINETUNED PRETRAINED ROWS.tsv [copies of the rows, default 20]
+    python benches/predict_speed.py FINETUNED PRETRAINED ROWS.tsv [--encoder FOLDER] [--copies 10] [--rounds 5] [--out FILE.json]
 
-FINETUNED and PRETRAINED are runs with full attention (RoBERTa as transformers knows it), such as
-runs/demo/finetune/full_task=which_novel and runs/demo/pretrain/full; ROWS.tsv has the columns of the former's task. Needs
-torch and transformers. Both sides compute in fp32 on OMP_NUM_THREADS threads.
+FINETUNED and PRETRAINED are runs, such as runs/demo/finetune/full_task=which_novel and runs/demo/pretrain/full; ROWS.tsv has the
+columns of the former's task, of two texts. FOLDER is an encoder that save_pretrained wrote, for `embed`. Needs torch and
+transformers. Every model is exported and loaded from there; both sides compute in fp32 on OMP_NUM_THREADS threads. Ours is timed
+from the start of the process to its end, theirs from the first text to the last, with everything loaded. Rounds are interleaved;
+medians are reported, and processor time beside wall time: on a machine that others use, the former says more.
 """
+import argparse
 import json
 import os
 import pathlib
+import platform
+import resource
+import statistics
 import subprocess
-import sys
 import tempfile
 import time
 
 import numpy
 import torch
 import transformers
-from transformers import PreTrainedTokenizerFast, RobertaConfig, pipeline
-from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-BIN = str(pathlib.Path(__file__).resolve().parent.parent / "target/release/linformer")
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BIN = str(ROOT / "target/release/linformer")
 FP32 = ["--set", "train.precision=fp32"]
+START_UPS = 9
+BATCH = 64
 transformers.logging.set_verbosity_error()
 
 
-def best_checkpoint(run: pathlib.Path) -> pathlib.Path:
-    step = json.loads((run / "summary.json").read_text()).get("best_step")
-    checkpoints = sorted((run / "checkpoints").glob("step-*"))
-    return next(c for c in checkpoints if step is None or int(c.name[5:]) == step) if step else checkpoints[-1]
+def cpu_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used)
 
 
-def load(run: pathlib.Path, kind, labels=None):
-    """The run's model and tokenizer as transformers' own."""
-    config = json.loads((run / "config.json").read_text())
-    ours = config["model"]
-    assert ours["attention"]["kind"] == "full" and ours["norm"] == "post", "not RoBERTa"
-    keys = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "type_vocab_size",
-            "max_position_embeddings", "layer_norm_eps", "hidden_act", "pad_token_id"]
-    theirs = RobertaConfig(**{k: ours[k] for k in keys}, **({"id2label": dict(enumerate(labels)), "label2id": {l: i for i, l in enumerate(labels)}} if labels else {}))
-    model = kind(theirs).eval()
-    weights = load_file(best_checkpoint(run) / "model.safetensors")
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    assert not unexpected and all("decoder" in m or "position_ids" in m for m in missing), (missing, unexpected)
-    # As RoBERTa's: the mask stands for a word with the space before it.
-    ours_json = json.loads((run / "tokenizer.json").read_text())
-    next(t for t in ours_json["added_tokens"] if t["content"] == "<mask>")["lstrip"] = True
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        file.write(json.dumps(ours_json))
-        file.flush()
-        tokenizer = fast_tokenizer(file.name, ours)
-    return model, tokenizer, config
+def linformer(*arguments, text=None) -> str:
+    return subprocess.run([BIN, *map(str, arguments)], input=text, capture_output=True, text=True, check=True).stdout
 
 
-def fast_tokenizer(path: str, ours: dict):
-    return PreTrainedTokenizerFast(tokenizer_file=path, bos_token="<s>", cls_token="<s>", eos_token="</s>",
-                                   sep_token="</s>", pad_token="<pad>", unk_token="<unk>", mask_token="<mask>",
-                                   model_max_length=ours["max_position_embeddings"] - ours["pad_token_id"] - 1,
-                                   model_input_names=["input_ids", "attention_mask"])
-
-
-def linformer(*arguments, text=None):
+def first_answer(arguments, line: str, header: int) -> float:
+    """Seconds from the start of the process to its first answer to a line of standard input."""
     started = time.perf_counter()
-    done = subprocess.run([BIN, *map(str, arguments)], input=text, capture_output=True, text=True, check=True)
-    return done.stdout, time.perf_counter() - started
+    child = subprocess.Popen([BIN, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child.stdin.write(line + "\n")
+    child.stdin.flush()
+    for _ in range(header + 1):
+        assert child.stdout.readline()
+    seconds = time.perf_counter() - started
+    child.stdin.close()
+    assert child.wait() == 0
+    return seconds
+
+
+def measure(sides: dict, rounds: int) -> dict:
+    """`sides` maps a name to (texts, function); the rates of each, its rounds interleaved with the others'."""
+    walls, cpus = {name: [] for name in sides}, {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, (count, work) in sides.items():
+            wall, cpu = time.perf_counter(), cpu_seconds()
+            work()
+            walls[name].append(count / (time.perf_counter() - wall))
+            cpus[name].append(count / (cpu_seconds() - cpu))
+    table = {}
+    for name, (count, _) in sides.items():
+        rate, of_cpu = statistics.median(walls[name]), statistics.median(cpus[name])
+        ours, ours_cpu = statistics.median(walls["linformer"]), statistics.median(cpus["linformer"])
+        table[name] = {"texts": count, "texts_per_second": rate, "lowest": min(walls[name]), "highest": max(walls[name]),
+                       "texts_per_processor_second": of_cpu, "linformer_times": ours / rate, "linformer_times_of_processor": ours_cpu / of_cpu}
+    return table
 
 
 def main() -> None:
-    finetuned, pretrained, rows = map(pathlib.Path, sys.argv[1:4])
-    copies = int(sys.argv[4]) if len(sys.argv) > 4 else 20
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("finetuned", type=pathlib.Path)
+    parser.add_argument("pretrained", type=pathlib.Path)
+    parser.add_argument("rows", type=pathlib.Path)
+    parser.add_argument("--encoder", type=pathlib.Path)
+    parser.add_argument("--copies", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=pathlib.Path)
+    args = parser.parse_args()
+    threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count()))
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    report = {"machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "load_at_start": os.getloadavg()[0], "kernel": platform.release()},
+              "threads": threads, "rounds": args.rounds, "torch": torch.__version__, "transformers": transformers.__version__}
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        lines = [row.split("\t") for row in args.rows.read_text().splitlines()]
+        report["fill_mask"] = fill_mask(args, folder, lines)
+        report["predict"] = predict(args, folder, lines)
+        if args.encoder:
+            report["embed"] = embed(args, folder, lines)
+    starts = {
+        "predict": (["predict", args.finetuned, "-"], "a\tb", 1),
+        "fill_mask": (["fill-mask", args.pretrained, "-"], "The <mask> of the people", 0),
+    }
+    report["seconds_to_first_answer"] = {
+        name: {"median": statistics.median(times), "lowest": min(times), "highest": max(times), "runs": START_UPS}
+        for name, start in starts.items()
+        for times in [[first_answer(*start) for _ in range(START_UPS)]]
+    }
+    show(report)
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
 
-    # Guesses for masks.
-    model, tokenizer, _ = load(pretrained, transformers.RobertaForMaskedLM)
+
+def cpu_name() -> str:
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def exported(args, run: pathlib.Path, out: pathlib.Path, auto):
+    linformer("export", run, "--out", out)
+    model = auto.from_pretrained(out, trust_remote_code=True).eval()
+    return model, AutoTokenizer.from_pretrained(out)
+
+
+def fill_mask(args, folder, lines) -> dict:
+    model, tokenizer = exported(args, args.pretrained, folder / "lm", AutoModelForMaskedLM)
     guess = pipeline("fill-mask", model=model, tokenizer=tokenizer, top_k=5)
-    for text in ["The <mask> of the people.", "It is a truth <mask> acknowledged"]:
-        ours = json.loads(linformer("fill-mask", pretrained, text, "--json", *FP32)[0])
-        for mine, theirs in zip(ours, guess(text)):
-            assert mine["token"] == theirs["token"] and abs(mine["score"] - theirs["score"]) < 1e-5, (mine, theirs)
+    words = [" ".join(row).split()[:24] for row in lines[1:]]
+    texts = [" ".join(w[: len(w) // 2] + ["<mask>"] + w[len(w) // 2 + 1:]) for w in words]
+    path = folder / "masks.txt"
+    path.write_text("\n".join(texts) + "\n")
 
-    # Vectors: mean over all tokens, and the first token's.
-    texts = ["The ship sailed.", "A much longer sentence, about nothing in particular.", "x"]
-    hidden = [model.roberta(**tokenizer(t, return_tensors="pt")).last_hidden_state[0].detach().numpy() for t in texts]
-    with tempfile.TemporaryDirectory() as folder:
-        for pooling, theirs in [("mean", [h.mean(0) for h in hidden]), ("first", [h[0] for h in hidden])]:
-            path = pathlib.Path(folder) / f"{pooling}.npy"
-            linformer("embed", pretrained, "-", "--pooling", pooling, "--out", path, *FP32, text="\n".join(texts))
-            assert numpy.abs(numpy.load(path) - numpy.stack(theirs)).max() < 1e-4
+    def ours():
+        with open(path) as file:
+            return subprocess.run([BIN, "fill-mask", args.pretrained, "-", *FP32], stdin=file, capture_output=True, text=True, check=True).stdout
 
-    # Labels, and how fast.
-    labels = json.loads((finetuned / "config.json").read_text())["data"]["task"]
-    table = [line.split("\t") for line in rows.read_text().splitlines()]
-    first, second = [table[0].index(c) for c in ("sentence1", "sentence2")]
-    names = {"which_novel": ["first", "second"]}[labels]
-    model, tokenizer, config = load(finetuned, transformers.RobertaForSequenceClassification, names)
+    mine = [json.loads(line) for line in ours().splitlines()]
+    worst = 0.0
+    for text, found in zip(texts[:200], mine):
+        for a, b in zip(found, guess(text)):
+            worst = max(worst, abs(a["score"] - b["score"]))
+    assert worst < 1e-5, worst
+    few = texts[: len(texts) // 4]
+    sides = {"linformer": (len(texts), ours), "transformers, batch 1": (len(few), lambda: guess(few, batch_size=1)),
+             f"transformers, batch {BATCH}": (len(texts), lambda: guess(texts, batch_size=BATCH))}
+    return {"largest_difference": worst, "rates": measure(sides, args.rounds)}
+
+
+def predict(args, folder, lines) -> dict:
+    model, tokenizer = exported(args, args.finetuned, folder / "classifier", AutoModelForSequenceClassification)
     classify = pipeline("text-classification", model=model, tokenizer=tokenizer)
-    pairs = [{"text": r[first], "text_pair": r[second]} for r in table[1:]] * copies
-    options = {"truncation": True, "max_length": config["data"]["sequence_length"], "padding": True}
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "rows.tsv"
-        path.write_text("\n".join(["\t".join(table[0]), *["\t".join(r) for r in table[1:]] * copies]) + "\n")
-        out, _ = linformer("predict", finetuned, path, *FP32)
-        ours = [line.split("\t") for line in out.splitlines()[1:]]
-        for batch in (1, 64):
-            count = len(pairs) if batch > 1 else len(pairs) // 10
-            started = time.perf_counter()
-            theirs = list(classify(pairs[:count], batch_size=batch, **options))
-            seconds = time.perf_counter() - started
-            same = sum(t["label"] == o[1] for t, o in zip(theirs, ours)) / count
-            error = max(abs(t["score"] - float(o[2])) for t, o in zip(theirs, ours))
-            print(f"transformers {transformers.__version__}, batch {batch:2}: {count / seconds:8,.0f} rows/s  ({count} rows; same labels {same:.4f}, largest difference {error:.1e})")
-            assert error < 1e-4
-        best = min(linformer("predict", finetuned, path, *FP32)[1] for _ in range(3))
-        print(f"linformer predict, start-up included:  {len(pairs) / best:8,.0f} rows/s  ({len(pairs)} rows in {best:.2f} s)")
-    first_answer = min(linformer("predict", finetuned, "-", text="a\tb\n")[1] for _ in range(5))
-    print(f"linformer predict, one line, from start to end: {first_answer:.2f} s")
+    first, second = [lines[0].index(c) for c in ("sentence1", "sentence2")]
+    pairs = [{"text": r[first], "text_pair": r[second]} for r in lines[1:]] * args.copies
+    path = folder / "rows.tsv"
+    path.write_text("\n".join(["\t".join(lines[0]), *["\t".join(r) for r in lines[1:]] * args.copies]) + "\n")
+    options = {"truncation": True, "padding": True}
+    ours = lambda: linformer("predict", args.finetuned, path, *FP32)
+    mine = [line.split("\t") for line in ours().splitlines()[1:]]
+    theirs = list(classify(pairs[:1000], batch_size=BATCH, **options))
+    worst = max(abs(t["score"] - float(o[2])) for t, o in zip(theirs, mine))
+    same = sum(t["label"] == o[1] for t, o in zip(theirs, mine)) / len(theirs)
+    assert worst < 1e-4, worst
+    few = pairs[: len(pairs) // 20]
+    sides = {"linformer": (len(pairs), ours), "transformers, batch 1": (len(few), lambda: list(classify(few, batch_size=1, **options))),
+             f"transformers, batch {BATCH}": (len(pairs), lambda: list(classify(pairs, batch_size=BATCH, **options)))}
+    return {"largest_difference": worst, "same_labels": same, "rates": measure(sides, args.rounds)}
+
+
+def embed(args, folder, lines) -> dict:
+    """Means of the last hidden states of texts of 1 to 60 words."""
+    model, tokenizer = AutoModel.from_pretrained(args.encoder).eval(), AutoTokenizer.from_pretrained(args.encoder)
+    words = " ".join(" ".join(row) for row in lines[1:]).split()
+    texts = [" ".join(words[at:at + 1 + at * 7 % 60]) for at in range(0, 6000, 12)]
+    path, out = folder / "texts.txt", folder / "vectors.npy"
+    path.write_text("\n".join(texts) + "\n")
+
+    def theirs(batch):
+        vectors = []
+        for at in range(0, len(texts), batch):
+            inputs = tokenizer(texts[at:at + batch], return_tensors="pt", padding=True, truncation=True)
+            real = inputs["attention_mask"].unsqueeze(-1)
+            vectors.append((model(**inputs).last_hidden_state * real).sum(1) / real.sum(1))
+        return torch.cat(vectors).numpy()
+
+    ours = lambda: linformer("embed", args.encoder, path, "--out", out)
+    ours()
+    worst = float(numpy.abs(numpy.load(out) - theirs(BATCH)).max())
+    assert worst < 1e-4, worst
+    sides = {"linformer": (len(texts), ours), "transformers, batch 1": (len(texts), lambda: theirs(1)),
+             f"transformers, batch {BATCH}": (len(texts), lambda: theirs(BATCH))}
+    return {"largest_difference": worst, "rates": measure(sides, args.rounds)}
+
+
+def show(report) -> None:
+    for what in ("predict", "fill_mask", "embed"):
+        for name, side in report.get(what, {}).get("rates", {}).items():
+            print(f"{what:10} {name:24} {side['texts_per_second']:9,.0f} texts/s   {side['texts_per_processor_second']:9,.0f} a processor second"
+                  f"   linformer {side['linformer_times']:6.2f} times, of processor time {side['linformer_times_of_processor']:6.2f}")
+    for what, seconds in report["seconds_to_first_answer"].items():
+        print(f"{what:10} first answer after {seconds['median']:.2f} s ({seconds['lowest']:.2f} to {seconds['highest']:.2f})")
 
 
 main()

@@ -61,7 +61,7 @@ fn root() -> &'static Path {
 /// A folder in which a page's commands work: a reader has texts and tables of their own.
 fn desk() -> Lab {
     let lab = Lab::new();
-    for name in ["data", "experiments"] {
+    for name in ["data", "experiments", "models"] {
         std::os::unix::fs::symlink(root().join(name), lab.path(name)).unwrap();
     }
     // The demo's corpus is prepared once for all pages.

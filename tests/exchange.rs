@@ -106,6 +106,7 @@ fn assert_equals_expected(lab: &Lab, name: &str) {
     }
 }
 
+/// Case 27: the longest rows fill all positions.
 #[test]
 fn checkpoints_give_the_logits_of_transformers() {
     let lab = Lab::new();
@@ -133,6 +134,7 @@ fn fairseq_state_dicts_give_its_logits_and_the_padding_difference_is_stated() {
     assert!(message.contains("not the state dict of a fairseq RoBERTa"), "{message}");
 }
 
+/// Case 29.
 #[test]
 fn what_was_taken_left_and_missing_is_said() {
     let lab = Lab::new();
@@ -144,7 +146,7 @@ fn what_was_taken_left_and_missing_is_said() {
         "left     bert.embeddings.position_ids [1, 12]: a constant",
         "missing  a classification head",
         "note     positions: BERT counts from 0",
-        "note     token types: all 2 rows are kept",
+        "note     token types: all 2 rows are kept; the second text of a pair has type 1",
         "written  bert_mlm",
     ] {
         assert!(said.contains(line), "no \"{line}\" in\n{said}");
@@ -156,6 +158,96 @@ fn what_was_taken_left_and_missing_is_said() {
     assert!(said.contains(&format!("taken    {} tensors", taken.len())));
     let said = imported(&lab, "bert_encoder");
     assert!(said.contains("missing  a masked-LM head"), "{said}");
+}
+
+/// `predict` on rows of two texts, as logits less their mean: softmax forgets that.
+fn centred(probabilities: &Value) -> Vec<f64> {
+    let logs: Vec<f64> = probabilities.as_object().unwrap().values().map(|p| p.as_f64().unwrap().ln()).collect();
+    let mean = logs.iter().sum::<f64>() / logs.len() as f64;
+    logs.into_iter().map(|log| log - mean).collect()
+}
+
+/// Of a pair, BERT's second text has token type 1 and one separator before it: logits are those of transformers
+/// (`pairs.json`), from the model folder and from the checkpoint as it lies there; a fine-tuned child reads pairs so too.
+#[test]
+fn pairs_have_berts_token_types() {
+    let lab = Lab::new();
+    imported(&lab, "bert_classifier");
+    let pairs: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(fixture("bert_classifier").join("pairs.json")).unwrap()).unwrap();
+    let lines = pairs.iter().map(|p| format!("{}\n", json!({"a": p["text"], "b": p["text_pair"], "label": "x"})));
+    lab.write("pairs.jsonl", lines.collect::<String>());
+    let columns = ["--text", "a", "--text-pair", "b", "--format", "jsonl"];
+    for model in ["bert_classifier", text(&fixture("bert_classifier"))] {
+        let said = lab.ok(&[&["predict", model, "pairs.jsonl"], &columns[..]].concat()).stdout;
+        for (line, pair) in said.lines().zip(&pairs) {
+            let ours = centred(&serde_json::from_str::<Value>(line).unwrap()["probabilities"]);
+            let theirs: Vec<f64> = pair["logits"].as_array().unwrap().iter().map(|l| l.as_f64().unwrap()).collect();
+            let mean = theirs.iter().sum::<f64>() / theirs.len() as f64;
+            let off = ours.iter().zip(&theirs).map(|(a, b)| (a - (b - mean)).abs()).fold(0.0, f64::max);
+            assert!(off < 1e-5, "{model}: {off:e}: {line} {pair}");
+        }
+        assert_eq!(said.lines().count(), pairs.len());
+    }
+    // The ids that a child is trained on; RoBERTa's layout for the same tokenizer on a model without types.
+    let rows: String = pairs
+        .iter()
+        .enumerate()
+        .map(|(i, p)| format!("{}\n", json!({"a": p["text"], "b": p["text_pair"], "label": ["x", "y"][i % 2]})))
+        .collect();
+    lab.write("train.jsonl", rows);
+    let task = json!({"name": "own", "train": "train.jsonl", "dev": "train.jsonl", "text": "a", "text_pair": "b", "label": "label", "labels": ["x", "y"]});
+    let run = json!({"init_from": "bert_classifier", "dir": "child"});
+    lab.write(
+        "f.json",
+        json!({"data": {"task": task, "sequence_length": 12, "cache_dir": "cache"},
+        "train": {"max_steps": 2, "batch_size": 2, "warmup_steps": 0, "log_every": 1}, "run": run})
+        .to_string(),
+    );
+    let ids: Vec<String> = pairs[0]["ids"].as_array().unwrap().iter().map(Value::to_string).collect();
+    let shown = lab.ok(&["data", "show", "f.json"]).stdout;
+    assert!(shown.contains(&format!("ids     {}\n", ids.join(" "))), "{shown}");
+    lab.ok(&["finetune", "f.json", "--quiet"]);
+    let predicted = lab.ok(&["predict", "child", "pairs.jsonl", "--format", "jsonl"]).stdout;
+    // Out and read where it lies: the same numbers, with the types declared for AutoTokenizer.
+    lab.ok(&["export", "child", "--out", "out", "--as", "bert"]);
+    assert_eq!(lab.ok(&[&["predict", "out", "pairs.jsonl"], &columns[..]].concat()).stdout, predicted);
+    assert_eq!(lab.json("out/tokenizer_config.json")["model_input_names"], json!(["input_ids", "token_type_ids", "attention_mask"]));
+    assert_eq!(lab.json("out/tokenizer.json")["post_processor"]["type"], "BertProcessing");
+}
+
+/// Special tokens that only the file beside the tokenizer names are still the special ones in a fine-tuned child and its export.
+#[test]
+fn declared_special_tokens_survive_into_a_child() {
+    let lab = Lab::new();
+    changed(&lab, "roberta_mlm", "hf", &[]);
+    // Words of no meaning to the loader; the post-processor is gone.
+    let mut tokenizer = lab.json("hf/tokenizer.json");
+    tokenizer["post_processor"] = Value::Null;
+    let names = [("<s>", "ALPHA"), ("</s>", "OMEGA"), ("<mask>", "HIDDEN"), ("<pad>", "FILL")];
+    let renamed = names.iter().fold(tokenizer.to_string(), |text, (old, new)| text.replace(&format!("\"{old}\""), &format!("\"{new}\"")));
+    lab.write("hf/tokenizer.json", renamed);
+    lab.write(
+        "hf/special_tokens_map.json",
+        json!({"cls_token": "ALPHA", "sep_token": "OMEGA", "mask_token": "HIDDEN", "pad_token": "FILL"}).to_string(),
+    );
+    lab.ok(&["import", "hf", "--out", "model"]);
+    lab.write("train.tsv", "text\tlabel\nthe ship sailed\tx\na cold winter\ty\n");
+    let task = json!({"name": "own", "train": "train.tsv", "dev": "train.tsv", "text": "text", "label": "label", "labels": ["x", "y"]});
+    let config = |from: &str, dir: &str| {
+        json!({"data": {"task": task, "sequence_length": 12, "cache_dir": "cache"}, "train": {"max_steps": 2, "batch_size": 2, "warmup_steps": 0},
+            "run": {"init_from": from, "dir": dir}}).to_string()
+    };
+    lab.write("f.json", config("model", "child"));
+    lab.ok(&["finetune", "f.json", "--quiet"]);
+    // A grandchild, whose only source is the child's folder, reads the same ids.
+    lab.write("g.json", config("child", "grandchild"));
+    let ids = |file: &str| lab.ok(&["data", "show", file]).stdout.lines().find(|l| l.starts_with("ids")).unwrap().to_string();
+    assert_eq!(ids("g.json"), ids("f.json"));
+    assert!(ids("g.json").starts_with("ids     0 ") && ids("g.json").ends_with(" 2"), "{}", ids("g.json"));
+    lab.ok(&["finetune", "g.json", "--quiet"]);
+    lab.ok(&["export", "grandchild", "--out", "out"]);
+    assert_eq!(lab.json("out/special_tokens_map.json")["mask_token"], "HIDDEN");
+    lab.ok(&["predict", "out", "train.tsv"]);
 }
 
 /// A copy of a fixture whose config.json has some keys set anew.
@@ -210,6 +302,7 @@ fn what_would_be_computed_otherwise_is_refused_with_the_reason() {
     assert!(!std::fs::read_dir(lab.path("")).unwrap().any(|e| e.unwrap().file_name().to_str().unwrap().contains("model")));
 }
 
+/// Case 28, of a checkpoint that was brought.
 #[test]
 fn weights_that_are_not_tied_are_refused() {
     let lab = Lab::new();
@@ -240,6 +333,7 @@ fn numbers_that_a_file_cannot_hold_are_told() {
     lab.ok(&["export", "large", "--out", "half", "--dtype", "bf16"]);
 }
 
+/// Case 31.
 #[test]
 fn a_missing_shard_is_named_and_an_index_cannot_reach_elsewhere() {
     let lab = Lab::new();
@@ -469,6 +563,7 @@ fn the_exported_tokenizer_makes_the_layout_that_the_model_was_trained_on() {
     assert_eq!(tokenizer.encode("the ship", true).unwrap().get_tokens(), ["<s>", "the", "ship", "</s>"]);
 }
 
+/// Case 31, on the way out.
 #[test]
 fn exports_carry_the_format_of_pytorch() {
     let lab = Lab::new();

@@ -174,3 +174,64 @@ fn an_imported_model_fills_masks_and_embeds() {
     let width = lab.json("model/config.json")["model"]["hidden_size"].as_u64().unwrap() as usize;
     assert_eq!(npy(&std::fs::read(lab.path("v.npy")).unwrap()).0, [2, width]);
 }
+
+/// Guesses for many lines, worked on together, are those for each line alone, in the order of the lines.
+#[test]
+fn masks_of_many_lines_are_filled_together() {
+    let lab = pretrained();
+    let line = |i: usize| {
+        format!("The {} saw {}a <mask>{}.", ["ship", "sailor", "<mask>"][i % 3], "the new ".repeat(i % 2), " letter".repeat(i % 3))
+    };
+    let lines: Vec<String> = (0..40).map(line).collect();
+    lab.write("lines.txt", lines.join("\n"));
+    let ran =
+        lab.command(&["fill-mask", "run", "-", "-k", "3"]).stdin(std::fs::File::open(lab.path("lines.txt")).unwrap()).output().unwrap();
+    let answers: Vec<Value> = String::from_utf8(ran.stdout).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(answers.len(), lines.len(), "{}", String::from_utf8_lossy(&ran.stderr));
+    for row in [0, 1, 2, 5, 39] {
+        let alone: Value = serde_json::from_str(&lab.ok(&["fill-mask", "run", &lines[row], "-k", "3", "--json"]).stdout).unwrap();
+        let flat = |v: &Value| -> Vec<Value> {
+            v.as_array().unwrap().iter().flat_map(|g| g.as_array().cloned().unwrap_or_else(|| vec![g.clone()])).collect()
+        };
+        let (alone, together) = (flat(&alone), flat(&answers[row]));
+        assert_eq!(alone.len(), together.len());
+        for (a, b) in alone.iter().zip(&together) {
+            let off = (a["score"].as_f64().unwrap() - b["score"].as_f64().unwrap()).abs();
+            assert!(a["sequence"] == b["sequence"] && off < 1e-6, "{row}: {a} {b}");
+        }
+    }
+}
+
+/// A Hugging Face checkpoint is a model where it lies: no import, and the same numbers as with one.
+#[test]
+fn a_hugging_face_folder_is_a_model() {
+    let lab = pretrained();
+    fine_tuned(&lab);
+    lab.ok(&["export", "run", "--out", "hf-lm"]);
+    lab.ok(&["export", "fine", "--out", "hf-fine"]);
+    let fill = |model: &str| lab.ok(&["fill-mask", model, "The <mask> saw a letter.", "--json"]).stdout;
+    assert_eq!(fill("hf-lm"), fill("run"));
+    lab.write("new.txt", "The ship saw the harbour\nA sailor\n");
+    let label = |model: &str| lab.ok(&["predict", model, "new.txt"]).stdout;
+    assert_eq!(label("hf-fine"), label("fine"));
+    for model in ["hf-lm", "run"] {
+        lab.ok(&["embed", model, "new.txt", "--out", &format!("{model}.npy")]);
+    }
+    assert_eq!(lab.read_bytes("hf-lm.npy"), lab.read_bytes("run.npy"));
+    // A start for runs: the child of the export is the child of the run.
+    let mut config = lab.json("fine.json");
+    for (from, dir) in [("hf-lm", "child-hf"), ("run", "child-run")] {
+        config["run"] = json!({"dir": dir, "init_from": from});
+        lab.write("child.json", config.to_string());
+        lab.ok(&["finetune", "child.json", "--quiet"]);
+    }
+    let weights = |run: &str| common::weights_sha256(&lab.path(run), 6);
+    assert_eq!(weights("child-hf"), weights("child-run"));
+    // What cannot be is said.
+    let ran = lab.run(&["export", "hf-lm", "--out", "again"]);
+    assert!(ran.code == 1 && ran.stderr.contains("a Hugging Face checkpoint already"), "{}", ran.stderr);
+    let ran = lab.run(&["predict", "hf-lm", "new.txt"]);
+    assert!(ran.code == 1 && ran.stderr.contains("a pretraining run, expected one that was fine-tuned"), "{}", ran.stderr);
+    let ran = lab.run(&["fill-mask", "nowhere", "a <mask>"]);
+    assert!(ran.code == 1 && ran.stderr.contains("nowhere: no such model; expected the folder of a run"), "{}", ran.stderr);
+}

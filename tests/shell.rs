@@ -123,3 +123,14 @@ fn colours_are_for_terminals_and_no_color_turns_them_off() {
     let plain = lab.ok(&["pretrain", "c.json", "run.dir=c"]);
     assert!(!plain.stdout.contains('\u{1b}') && !plain.stderr.contains('\u{1b}'));
 }
+
+/// Case 45: without a terminal no bar and no colour, but a line now and then.
+#[test]
+fn a_log_without_a_terminal_is_sparse_plain_lines() {
+    let lab = Lab::new();
+    lab.config("c.json", &[("train.max_steps", json!(40)), ("train.log_every", json!(2)), ("train.checkpoint_every", json!(0))]);
+    let said = lab.ok(&["pretrain", "c.json"]).stderr;
+    assert!(!said.contains(['\r', '\u{1b}']), "{said:?}");
+    let steps = said.lines().filter(|line| line.contains("step ")).count();
+    assert!((2..=40).contains(&steps) && said.contains("step 40/40"), "{said}");
+}

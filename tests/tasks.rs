@@ -33,6 +33,7 @@ fn lab() -> Lab {
     lab
 }
 
+/// Case 12.
 #[test]
 fn what_was_learned_is_evaluated_and_predicted_row_by_row_in_order() {
     let lab = lab();
@@ -95,6 +96,7 @@ fn standard_input_is_answered_line_by_line() {
 }
 
 /// Names and headers as <https://gluebenchmark.com/faq> and its sample submission have them.
+/// Cases 6 and 10.
 #[test]
 fn submissions_have_glues_names_and_headers() {
     let lab = Lab::new();
@@ -197,6 +199,7 @@ fn odd_rows_and_leaks_are_told_at_the_start_and_in_the_result() {
 }
 
 /// One pretrained model, two tasks: three outputs for MNLI, one for STS-B; and a task whose metric its predictions do not define.
+/// Cases 7, 8 and 9.
 #[test]
 fn the_task_decides_the_outputs_and_an_undefined_metric_ends_nothing() {
     let lab = Lab::new();

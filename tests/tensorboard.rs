@@ -27,6 +27,7 @@ fn hparams(folder: &Path, tag: &str) -> HParamsPluginData {
     data
 }
 
+/// Case 44.
 #[test]
 fn a_run_is_a_row_of_hparams_with_numbers_as_numbers() {
     let lab = Lab::new();
@@ -69,6 +70,7 @@ fn histograms(run: &Path) -> BTreeMap<u64, Value> {
     by_step
 }
 
+/// Case 41: what a resume takes back is gone from the file, and no step stands twice.
 #[test]
 fn histograms_of_projections_and_gradients_survive_a_resume() {
     let lab = Lab::new();

@@ -19,6 +19,7 @@ use tch::{Device, Kind, Tensor};
 #[derive(Default)]
 struct Cases(Vec<Value>);
 
+const MASKED: &str = "The <mask> saw the <mask> law; a letter.";
 const SAMPLE: &str = "The ship saw the new law; a letter.";
 
 /// Two texts, one shorter than the other, as a batch.
@@ -65,7 +66,10 @@ impl Cases {
         save(&file, present.iter().map(|(n, t)| (n.clone(), t)), Default::default()).unwrap();
         let special = tokenizer.special;
         let ids = [vec![special.cls], tokenizer.encode(SAMPLE).unwrap(), vec![special.sep]].concat();
-        self.0.push(json!({"folder": folder, "expected": file, "text": SAMPLE, "ids": ids}));
+        let masked = tokenizer.encode_masked(MASKED).unwrap().ids;
+        let masked = json!({"text": MASKED.replace("<mask>", &tokenizer.token(special.mask).unwrap()),
+            "ids": [vec![special.cls], masked, vec![special.sep]].concat()});
+        self.0.push(json!({"folder": folder, "expected": file, "text": SAMPLE, "ids": ids, "masked": masked}));
     }
 
     /// Exports the model in `run` and adds it.
@@ -168,6 +172,46 @@ fn exports_give_the_same_numbers_in_transformers() {
         lab.write("f.json", json!({"data": {"task": task, "sequence_length": 16}, "train": train, "run": run}).to_string());
         lab.ok(&["finetune", "f.json", "--quiet"]);
         cases.export(&lab, &format!("{parent}-tuned"), &[]);
+    }
+    cases.check(&lab, &python);
+}
+
+/// Pairs, with and without token types: BERT fine-tuned on pairs, RoBERTa, and a Linformer that a BERT became.
+#[test]
+#[ignore = "needs transformers: make test-transformers"]
+fn pairs_give_the_same_numbers_in_transformers() {
+    let python = std::env::var("LINFORMER_PYTHON").expect("LINFORMER_PYTHON names a python with torch and transformers");
+    let lab = Lab::new();
+    std::fs::create_dir(lab.path("hf")).unwrap();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/exchange");
+    let bert = fixtures.join("bert_classifier");
+    lab.ok(&["import", text(&bert), "--out", "bert"]);
+    lab.ok(&["import", text(&bert), "--out", "bert-lin", "--projected-dimension", "4", "--projection-init", "jl"]);
+    lab.ok(&["import", text(&fixtures.join("roberta_classifier")), "--out", "roberta"]);
+    let pairs: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(bert.join("pairs.json")).unwrap()).unwrap();
+    let row = |(i, p): (usize, &Value)| json!({"a": p["text"], "b": p["text_pair"], "label": ["x", "y"][i % 2]}).to_string() + "\n";
+    lab.write("pairs.jsonl", pairs.iter().enumerate().map(row).collect::<String>());
+    let mut cases = Cases::default();
+    for (parent, family) in [("bert", "bert"), ("bert", "roberta"), ("bert-lin", "roberta"), ("roberta", "roberta")] {
+        let run = format!("{parent}-{family}-tuned");
+        let task = json!({"name": "own", "train": "pairs.jsonl", "dev": "pairs.jsonl", "text": "a", "text_pair": "b", "label": "label", "labels": ["x", "y"]});
+        let train = json!({"max_steps": 3, "batch_size": 2, "warmup_steps": 0, "learning_rate": 1e-2});
+        let config = json!({"data": {"task": task, "sequence_length": 12}, "train": train, "run": {"init_from": parent, "dir": run}});
+        lab.write("f.json", config.to_string());
+        lab.ok(&["finetune", "f.json", "--quiet"]);
+        let out = format!("hf/{run}");
+        lab.ok(&["export", &run, "--out", &out, "--as", family]);
+        cases.add(&lab, &run, &lab.path(&out));
+        let predicted = lab.ok(&["predict", &run, "pairs.jsonl", "--format", "jsonl"]).stdout;
+        let rows: Vec<Value> = predicted
+            .lines()
+            .zip(&pairs)
+            .map(|(line, pair)| {
+                let found: Value = serde_json::from_str(line).unwrap();
+                json!({"text": pair["text"], "text_pair": pair["text_pair"], "probabilities": found["probabilities"]})
+            })
+            .collect();
+        cases.0.last_mut().unwrap()["pairs"] = json!(rows);
     }
     cases.check(&lab, &python);
 }

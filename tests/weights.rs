@@ -50,6 +50,7 @@ fn a_shape_is_never_broadcast() {
     assert!(message.contains(KEY) && message.contains("[1, 8]") && message.contains("expected [8, 8]"), "{message}");
 }
 
+/// Case 30.
 #[test]
 fn a_bf16_file_does_not_turn_fp32_masters_into_bf16() {
     let message = replaced(|t| t.to_kind(Kind::BFloat16)).unwrap_err();
@@ -64,6 +65,7 @@ fn missing_and_unexpected_names_are_told() {
     assert!(message.contains("pooler.weight") && message.contains("not in the model"), "{message}");
 }
 
+/// Case 28.
 #[test]
 fn tied_weights_are_saved_once() {
     let parameters = model();
@@ -71,6 +73,7 @@ fn tied_weights_are_saved_once() {
     assert_eq!(load_with(|_, t| Some(t.copy()), None).unwrap(), parameters.iter().count());
 }
 
+/// Case 32.
 #[test]
 fn hostile_files_are_errors() {
     let folder = tempfile::tempdir().unwrap();

@@ -6,10 +6,9 @@ use crate::exchange::export::{self, As, Dtype, Trained};
 use crate::exchange::import::{self, From, Request};
 use crate::exchange::least_squares::Settings;
 use crate::exchange::project::{AsLinformer, Start};
-use crate::experiments::setup::Parent;
+use crate::experiments::parent::Parent;
 use crate::experiments::Finished;
-use crate::train::run::read_config;
-use anyhow::{Context, Result};
+use anyhow::{bail, Context, Result};
 use clap::Args;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -126,8 +125,14 @@ fn as_linformer(args: &ImportArgs, k: i64) -> Result<AsLinformer> {
 
 pub fn export(args: &ExportArgs) -> Result<Finished> {
     let parent = Parent::open(&args.model)?;
-    let config = read_config(&parent.run)?;
-    let trained = Trained { run: &parent.run, config: &config, checkpoint: &parent.checkpoint, tokenizer: &parent.tokenizer };
+    let config = parent.config()?;
+    let Some(checkpoint) = parent.checkpoint() else {
+        bail!(
+            "{}: a Hugging Face checkpoint already; linformer import makes a model of it that can be exported otherwise",
+            args.model.display()
+        )
+    };
+    let trained = Trained { run: &parent.run, config: &config, checkpoint, tokenizer: &parent.tokenizer };
     let written = export::export(&trained, args.family, args.dtype, &args.out)?;
     let remote = if written.remote_code { ", to be loaded with trust_remote_code=True" } else { "" };
     out(&format!("written  {}: {}, {} tensors{remote}\n", args.out.display(), written.architecture, written.tensors))?;

@@ -1,16 +1,16 @@
 //! `linformer predict`, `fill-mask`, `embed` and `evaluate`: models at work.
 
 use super::{out, say};
-use crate::config::{load, Config, Origins};
 use crate::experiments::embed::{Embedder, Pooling};
 use crate::experiments::fill_mask::{self, MaskFiller};
+use crate::experiments::parent::config_of;
 use crate::experiments::predict;
+use crate::experiments::pretrain;
 use crate::experiments::texts::{InputFormat, Texts};
 use crate::train::interrupt::Interrupt;
 use crate::train::run::run_of;
 use anyhow::{bail, Result};
 use clap::Args;
-use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
 /// How texts are read.
@@ -41,7 +41,7 @@ impl InputArgs {
   echo \"what a film\" | linformer predict runs/mine -
   linformer predict runs/rte                                # GLUE's submission file of the task's test split")]
 pub struct PredictArgs {
-    /// A fine-tuned run's folder (its best checkpoint), or one of its checkpoints
+    /// A fine-tuned run's folder (its best checkpoint), one of its checkpoints, or a Hugging Face checkpoint
     #[arg(value_name = "MODEL")]
     model: PathBuf,
     /// TSV, CSV, JSON lines, parquet, plain lines, or - for standard input [default: the task's test split]
@@ -68,7 +68,7 @@ pub struct PredictArgs {
   linformer fill-mask runs/mine 'A <mask> of <mask>' --top-k 3 --json
   linformer fill-mask runs/mine - < sentences.txt > guesses.jsonl   # an object a line")]
 pub struct FillMaskArgs {
-    /// A pretraining run's folder (its newest checkpoint), or one of its checkpoints
+    /// A pretraining run's folder (its newest checkpoint), one of its checkpoints, or a Hugging Face checkpoint
     #[arg(value_name = "MODEL")]
     model: PathBuf,
     /// A text with <mask> in it, or - for a text a line from standard input
@@ -89,7 +89,7 @@ pub struct FillMaskArgs {
   linformer embed runs/mine texts.txt --out texts.safetensors
   linformer embed runs/mine rows.jsonl --text body --pooling first --out rows.npy   # numpy.load(\"rows.npy\")")]
 pub struct EmbedArgs {
-    /// A run's folder, or one of its checkpoints
+    /// A run's folder, one of its checkpoints, or a Hugging Face checkpoint
     #[arg(value_name = "MODEL")]
     model: PathBuf,
     /// TSV, CSV, JSON lines, parquet, plain lines, or - for standard input
@@ -111,9 +111,10 @@ pub struct EmbedArgs {
 #[command(after_help = "Examples:
   linformer evaluate runs/mine                          # the best checkpoint on the task's scored splits, as JSON
   linformer evaluate runs/mnli rte data.task_dir=glue   # another task whose labels are the same
-  linformer evaluate runs/mine other.json               # the task that a config describes")]
+  linformer evaluate runs/mine other.json               # the task that a config describes
+  linformer evaluate runs/pretrained                    # a pretrained model: loss and perplexity on its validation documents")]
 pub struct EvaluateArgs {
-    /// A fine-tuned run's folder (its best checkpoint), or one of its checkpoints
+    /// A run's folder (a fine-tuned one's best checkpoint), one of its checkpoints, or a Hugging Face checkpoint
     #[arg(value_name = "MODEL")]
     model: PathBuf,
     /// Another task with the same labels, by its name or a config's, and keys to set, such as data.task_dir=glue
@@ -122,15 +123,6 @@ pub struct EvaluateArgs {
     /// Score the training rows instead
     #[arg(long)]
     train: bool,
-}
-
-/// The config of the run behind a model's path, with some keys set anew.
-fn config_of(model: &Path, overrides: &[String]) -> Result<(Config, Origins)> {
-    let file = run_of(model).join("config.json");
-    if !file.exists() {
-        bail!("{}: no such run; expected the folder of a run or of one of its checkpoints", model.display());
-    }
-    Ok(load::load(&file, overrides)?)
 }
 
 fn fine_tuned(model: &Path, overrides: &[String]) -> Result<predict::Model> {
@@ -155,8 +147,18 @@ pub fn evaluate(args: EvaluateArgs) -> Result<()> {
     if let [_, second, ..] = &tasks[..] {
         bail!("found \"{second}\", expected one task and keys of the form key=value");
     }
-    let model = fine_tuned(&args.model, &overrides)?;
-    match model.evaluate(tasks.first().map(String::as_str), args.train, &Interrupt::default())? {
+    let task = tasks.first().map(String::as_str);
+    let (config, origins) = config_of(&args.model, &overrides)?;
+    let interrupt = Interrupt::default();
+    let report = match (&config.data.task, task) {
+        (Some(_), task) => predict::Model::open(&args.model, config, &origins)?.evaluate(task, args.train, &interrupt)?,
+        (None, _) if args.train => bail!("--train: {} is a pretrained model, expected one that was fine-tuned", args.model.display()),
+        (None, Some(name)) if !name.ends_with(".json") => {
+            bail!("{}: a pretrained model, found the task \"{name}\", expected a config file with a corpus", args.model.display())
+        }
+        (None, file) => pretrain::evaluate(&args.model, config, &origins, file.map(Path::new), &interrupt)?,
+    };
+    match report {
         Some(report) => out(&(serde_json::to_string_pretty(&report)? + "\n")),
         None => bail!("interrupted"),
     }
@@ -165,20 +167,38 @@ pub fn evaluate(args: EvaluateArgs) -> Result<()> {
 pub fn fill_mask(args: FillMaskArgs) -> Result<()> {
     let (config, origins) = config_of(&args.model, &args.overrides)?;
     let filler = MaskFiller::open(&args.model, config, &origins)?;
-    if args.text != "-" {
-        let masks = filler.fill(&args.text, args.top_k)?;
-        return out(&match args.json {
+    if args.text == "-" {
+        return fill_lines(&filler, args.top_k);
+    }
+    for masks in filler.fill(&[filler.read(&args.text)?], args.top_k)? {
+        out(&match args.json {
             true => serde_json::to_string_pretty(&fill_mask::to_json(&masks))? + "\n",
             false => fill_mask::to_table(&masks),
-        });
-    }
-    for (number, line) in std::io::stdin().lock().lines().enumerate() {
-        let failed = |message: String| anyhow::anyhow!("standard input: line {}: {message}", number + 1);
-        let line = line.map_err(|e| failed(e.to_string()))?;
-        let masks = filler.fill(&line, args.top_k).map_err(|e| failed(format!("{e:#}")))?;
-        out(&format!("{}\n", fill_mask::to_json(&masks)))?;
+        })?;
     }
     Ok(())
+}
+
+/// A text a line from standard input, an object a line to standard output; lines before a bad one are answered.
+fn fill_lines(filler: &MaskFiller, top_k: usize) -> Result<()> {
+    let lines = Texts { path: "-".into(), format: Some(InputFormat::Lines), text: "text".into(), text_pair: None, header: false };
+    lines.chunks(|rows| {
+        let mut read = Vec::with_capacity(rows.len());
+        let mut failed = None;
+        for row in &rows {
+            match filler.read(&row.text) {
+                Ok(text) => read.push(text),
+                Err(error) => {
+                    let number = row.index.parse::<usize>().unwrap_or_default() + 1;
+                    failed = Some(error.context(format!("standard input: line {number}")));
+                    break;
+                }
+            }
+        }
+        let answers: String = filler.fill(&read, top_k)?.iter().map(|masks| format!("{}\n", fill_mask::to_json(masks))).collect();
+        out(&answers)?;
+        failed.map_or(Ok(()), Err)
+    })
 }
 
 pub fn embed(args: EmbedArgs) -> Result<()> {

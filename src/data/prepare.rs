@@ -193,6 +193,9 @@ impl<'a> Job<'a> {
         let json = tokenizer.to_json()?;
         let save = |name: &str, text: &str| std::fs::write(aside.join(name), text).map_err(DataError::io(aside.join(name)));
         save("tokenizer.json", &json)?;
+        if let Some(declared) = tokenizer.declaration()? {
+            save("special_tokens_map.json", &declared.to_string())?;
+        }
         let origin = origin(&tokenizer, json.as_bytes(), &self.settings);
         let lines = self.data.sampling != Sampling::Packed;
         let create = |split| SplitWriter::create(aside, split, &origin, SHARD_TOKENS, lines);
@@ -338,7 +341,7 @@ fn fingerprint(data: &Data, tokenizer: Option<&Path>, files: &[CorpusFile]) -> R
     hash.update(format!("{} {} {least} {} {} {sample}\n", data.text_column, data.deduplicate, data.normalization, data.on_error));
     hash.update(format!("lines {}\n", data.sampling != Sampling::Packed));
     if let Some(path) = tokenizer {
-        hash.update(Tokenizer::load(path)?.to_json()?);
+        hash.update(Tokenizer::load(path)?.identity()?);
     }
     for CorpusFile { id, path } in files {
         let meta = std::fs::metadata(path).map_err(DataError::io(path))?;

@@ -184,9 +184,6 @@ fn limits(out: &mut String, model: &Model, head: &Head) {
     if model.attention.kind == AttentionKind::Linformer {
         let _ = writeln!(out, "- Not for causal use: every compressed row mixes all positions.");
     }
-    if model.type_vocab_size > 1 {
-        let _ = writeln!(out, "- Every token has token type 0, in both texts of a pair.");
-    }
     if *head != Head::MaskedLm && head.outputs() == 0 {
         let _ = writeln!(out, "- Hidden states only: a pooler or head that `transformers` adds starts at random.");
     }

@@ -10,6 +10,7 @@ use super::names::{Family, POSITIONS};
 use super::source::is_finite;
 use super::{ExchangeError, Head};
 use crate::config::{AttentionKind, Config, HiddenAct, Model, Norm};
+use crate::data::tasks::layout::segments;
 use crate::data::tasks::TaskSpec;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::weights::{save, WeightsFile};
@@ -253,25 +254,25 @@ fn write_tokenizer(folder: &Path, trained: &Trained, tokenizer: &Tokenizer) -> R
     let special = tokenizer.special;
     let bytes = std::fs::read(trained.tokenizer).map_err(ExchangeError::io(trained.tokenizer))?;
     let mut json: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-    // Texts have to reach the model there as they did here; of a pair, BERT's own layout is another.
+    let has_segments = segments(&trained.config.model, tokenizer).is_some();
+    // Texts have to reach the model there as they did here; of a pair, BERT's own layout is another where there are no types.
     let is_robertas = json["post_processor"]["type"] == "RobertaProcessing";
-    if !tokenizer.frames_texts() || (trains_on_pairs(trained)? && !is_robertas) {
+    if !tokenizer.frames_texts() || (!has_segments && trains_on_pairs(trained)? && !is_robertas) {
         json["post_processor"] = json!({"type": "RobertaProcessing", "sep": [name(special.sep), special.sep],
             "cls": [name(special.cls), special.cls], "trim_offsets": true, "add_prefix_space": false});
-        write_json(&folder.join("tokenizer.json"), &json)?;
-    } else {
-        write_file(&folder.join("tokenizer.json"), &bytes)?;
     }
-    let (cls, pad, sep, mask) = (name(special.cls), name(special.pad), name(special.sep), name(special.mask));
-    let mut tokens = json!({"bos_token": cls, "eos_token": sep, "cls_token": cls, "sep_token": sep, "pad_token": pad, "mask_token": mask});
-    if let (Some(unknown), Value::Object(tokens)) = (tokenizer.unknown(), &mut tokens) {
-        tokens.insert("unk_token".into(), json!(unknown));
-    }
+    // The mask stands for a word with the space before it, as here: RoBERTa's own file says so too.
+    let masks = json["added_tokens"].as_array_mut().into_iter().flatten().filter(|token| token["id"] == special.mask);
+    masks.for_each(|token| token["lstrip"] = json!(tokenizer.mask_takes_the_space()));
+    write_json(&folder.join("tokenizer.json"), &json)?;
+    let mut tokens = tokenizer.special_tokens_map();
     write_json(&folder.join("special_tokens_map.json"), &tokens)?;
     if let Value::Object(tokens) = &mut tokens {
+        let types = has_segments.then_some("token_type_ids");
+        let inputs: Vec<&str> = ["input_ids"].into_iter().chain(types).chain(["attention_mask"]).collect();
         tokens.insert("tokenizer_class".into(), json!("PreTrainedTokenizerFast"));
         tokens.insert("model_max_length".into(), json!(trained.config.model.sequence_length()));
-        tokens.insert("model_input_names".into(), json!(["input_ids", "attention_mask"]));
+        tokens.insert("model_input_names".into(), json!(inputs));
         tokens.insert("clean_up_tokenization_spaces".into(), json!(false));
     }
     write_json(&folder.join("tokenizer_config.json"), &tokens)

@@ -7,6 +7,7 @@ use super::project::{self, AsLinformer, Fit};
 use super::source::Source;
 use super::{ExchangeError, Head};
 use crate::config::{AttentionKind, Config, Model, OneOrMany, OwnTask, TaskChoice, TaskKind};
+use crate::data::tasks::layout::segments;
 use crate::data::tokenizer::Tokenizer;
 use crate::durable;
 use crate::model::{ClassificationHead, Encoder, MaskedLmHead, Parameters};
@@ -93,6 +94,14 @@ pub fn import(request: &Request, progress: &mut dyn FnMut(&str)) -> Result<Impor
         From::Fairseq => fairseq::take(&source, request.num_attention_heads),
     })?;
     let (tokenizer, side_files) = find_tokenizer(request, &model)?;
+    if model.type_vocab_size > 1 {
+        let second = if segments(&model, &tokenizer).is_some() {
+            "the second text of a pair has type 1"
+        } else {
+            "every token has type 0, as this tokenizer gives no other"
+        };
+        report.notes.push(format!("token types: all {} rows are kept; {second}", model.type_vocab_size));
+    }
     let (model, parameters) = match &request.linformer {
         None => (model, loaded.parameters),
         Some(wanted) => {
@@ -244,9 +253,6 @@ fn describe(description: &Description, report: &mut Report) {
             "positions: BERT counts from 0, this encoder from pad_token_id + 1 = {first}: its rows are moved down by as many"
         ));
     }
-    if model.type_vocab_size > 1 {
-        report.notes.push(format!("token types: all {} rows are kept, every token gets type 0; the second text of a pair would have type 1 there, so a head trained on pairs gives other outputs here", model.type_vocab_size));
-    }
 }
 
 type SideFiles = Vec<(String, Vec<u8>)>;
@@ -275,42 +281,57 @@ fn find_tokenizer(request: &Request, model: &Model) -> Result<(Tokenizer, SideFi
     Ok((tokenizer, ["special_tokens_map.json", "tokenizer_config.json"].iter().filter_map(read).collect()))
 }
 
+/// What a model is called: by its folder.
+pub fn name_of(folder: &Path) -> String {
+    folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_else(|| "model".into())
+}
+
+/// The run that the Hugging Face checkpoint in `folder` would be before its first step; no weight is read.
+pub fn described(folder: &Path) -> Result<Config, ExchangeError> {
+    let Description { model, head, .. } = hugging_face::describe(folder, &Source::open(folder)?)?;
+    Ok(config(&model, &head, &name_of(folder)))
+}
+
+fn config(model: &Model, head: &Head, name: &str) -> Config {
+    let mut config = Config { model: model.clone(), ..Config::default() };
+    config.data.sequence_length = model.sequence_length();
+    let none = || OneOrMany::Many(Vec::new());
+    match head {
+        Head::None | Head::MaskedLm => config.data.corpus = Some(none()),
+        head => {
+            let (kind, labels) = match head {
+                Head::Classification { labels } => (TaskKind::Classification, labels.clone()),
+                _ => (TaskKind::Regression, Vec::new()),
+            };
+            config.data.task = Some(TaskChoice::Own(Box::new(OwnTask {
+                name: name.into(),
+                train: none(),
+                dev: none(),
+                test: None,
+                text: "text".into(),
+                text_pair: None,
+                label: "label".into(),
+                kind,
+                labels,
+                metric: String::new(),
+                more_metrics: Vec::new(),
+                header: true,
+                html_breaks: false,
+            })));
+        }
+    }
+    config
+}
+
 impl Imported {
     /// The run that this model would be before its first step.
     pub fn config(&self, name: &str) -> Config {
-        let mut config = Config { model: self.model.clone(), ..Config::default() };
-        config.data.sequence_length = self.model.sequence_length();
-        let none = || OneOrMany::Many(Vec::new());
-        match &self.head {
-            Head::None | Head::MaskedLm => config.data.corpus = Some(none()),
-            head => {
-                let (kind, labels) = match head {
-                    Head::Classification { labels } => (TaskKind::Classification, labels.clone()),
-                    _ => (TaskKind::Regression, Vec::new()),
-                };
-                config.data.task = Some(TaskChoice::Own(Box::new(OwnTask {
-                    name: name.into(),
-                    train: none(),
-                    dev: none(),
-                    test: None,
-                    text: "text".into(),
-                    text_pair: None,
-                    label: "label".into(),
-                    kind: kind,
-                    labels,
-                    metric: String::new(),
-                    more_metrics: Vec::new(),
-                    header: true,
-                    html_breaks: false,
-                })));
-            }
-        }
-        config
+        config(&self.model, &self.head, name)
     }
 
     /// Writes the model folder: whole, or not at all. `out` must not exist.
     pub fn write(&self, out: &Path) -> Result<(), ExchangeError> {
-        let name = out.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_else(|| "model".into());
+        let name = name_of(out);
         whole_folder(out, |aside| {
             let weights: Vec<(String, Tensor)> =
                 self.parameters.iter().map(|p| (p.name.clone(), p.tensor.detach().to_device(Device::Cpu).contiguous())).collect();

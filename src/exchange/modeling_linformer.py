@@ -262,9 +262,10 @@ class Embeddings(nn.Module):
         self.LayerNorm = layer_norm(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, ids, keep):
+    def forward(self, ids, keep, types):
         positions = keep.long().cumsum(1) * keep + self.pad
-        x = self.word_embeddings(ids) + self.position_embeddings(positions) + self.token_type_embeddings.weight[0]
+        types = self.token_type_embeddings.weight[0] if types is None else self.token_type_embeddings(types)
+        x = self.word_embeddings(ids) + self.position_embeddings(positions) + types
         return self.dropout(self.LayerNorm(x))
 
 
@@ -301,11 +302,11 @@ class LinformerModel(LinformerPreTrainedModel):
     def set_input_embeddings(self, value):
         self.embeddings.word_embeddings = value
 
-    def forward(self, input_ids, attention_mask=None, output_hidden_states=None, return_dict=None, **_):
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None, output_hidden_states=None, return_dict=None, **_):
         if input_ids.shape[1] > self.config.sequence_length:
             raise ValueError(f"{input_ids.shape[1]} tokens, expected at most n = {self.config.sequence_length}")
         keep = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        hidden, states = self.encoder(self.embeddings(input_ids, keep), keep)
+        hidden, states = self.encoder(self.embeddings(input_ids, keep, token_type_ids), keep)
         return BaseModelOutput(last_hidden_state=hidden, hidden_states=tuple(states) if output_hidden_states else None)
 
 

@@ -26,6 +26,16 @@ struct Entry {
 }
 
 impl Source {
+    /// Whether a folder holds such files.
+    pub fn is_in(folder: &Path) -> bool {
+        [SINGLE, INDEX].iter().any(|name| folder.join(name).exists())
+    }
+
+    /// Its files, in the order of their names' first use.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(WeightsFile::path)
+    }
+
     /// A folder with `model.safetensors` or `model.safetensors.index.json` and its shards, or a file that ends in `.safetensors`.
     pub fn open(path: &Path) -> Result<Self, ExchangeError> {
         if path.is_file() {

@@ -2,8 +2,10 @@
 
 use crate::config::Config;
 use crate::data::batch::{batches_by_length, TaskBatch};
+use crate::data::tasks::layout::segments;
 use crate::data::tasks::prepared::Rows;
 use crate::data::tasks::Example;
+use crate::data::tokenizer::Tokenizer;
 use crate::distributed::World;
 use crate::eval::{is_constant, Metric};
 use crate::model::loss::{cross_entropy_sum, squared_error_sum};
@@ -69,15 +71,15 @@ impl Scores {
 
 impl Classifier {
     /// Builds the model into `parameters`. One output is a regression.
-    pub fn new(parameters: &mut Parameters, config: &Config, outputs: i64, pad: u32) -> Self {
-        let encoder = Encoder::new(parameters, &config.model);
+    pub fn new(parameters: &mut Parameters, config: &Config, outputs: i64, tokenizer: &Tokenizer) -> Self {
+        let encoder = Encoder::new(parameters, &config.model).with_segments(segments(&config.model, tokenizer));
         let head = ClassificationHead::new(parameters, &config.model, outputs);
         Self {
             encoder,
             head,
             regression: outputs == 1,
             outputs: outputs.max(1) as usize,
-            pad,
+            pad: tokenizer.special.pad,
             kind: kind_of(config.train.precision),
             device: parameters.device(),
             world: World::default(),

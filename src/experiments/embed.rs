@@ -1,10 +1,11 @@
 //! Texts to vectors: the encoder's last hidden states, averaged or of the first token, in a safetensors or npy file.
 
-use super::setup::{device, Parent};
+use super::parent::Parent;
+use super::setup::device;
 use super::texts::Texts;
 use crate::config::{Config, Origins};
 use crate::data::batch::{batches_by_length, TaskBatch};
-use crate::data::tasks::layout::Layout;
+use crate::data::tasks::layout::{segments, Layout};
 use crate::data::tasks::prepared::{sequences, Settings};
 use crate::data::tasks::Example;
 use crate::data::tokenizer::Tokenizer;
@@ -50,7 +51,9 @@ impl Embedder {
         parent.load(&parameters, Select::Encoder)?;
         let tokenizer = Tokenizer::load(&parent.tokenizer)?;
         config.data.sequence_length = parent.model.sequence_length();
-        let layout = Settings::new(&config.data, &tokenizer).layout;
+        config.model = parent.model.clone();
+        let layout = Settings::new(&config, &tokenizer).layout;
+        let encoder = encoder.with_segments(segments(&config.model, &tokenizer));
         Ok(Self { encoder, tokenizer, layout, pooling, width: parent.model.hidden_size, kind: kind_of(config.train.precision), device })
     }
 

@@ -1,7 +1,10 @@
 //! A pretrained model at work: what it would put in the place of a mask.
 
-use super::setup::{device, Parent};
+use super::parent::Parent;
+use super::setup::device;
 use crate::config::{Config, Origins};
+use crate::data::batch::{batches_by_length, TaskBatch};
+use crate::data::tasks::Example;
 use crate::data::tokenizer::{MaskedText, Tokenizer};
 use crate::distributed::World;
 use crate::model::weights::Select;
@@ -23,6 +26,12 @@ pub struct MaskFiller {
     kind: Kind,
     device: Device,
 }
+
+/// Masks whose probabilities `[M, V]` are in memory at once.
+const MASKS: usize = 256;
+
+/// For each mask of a text the likeliest tokens.
+pub type Guesses = Vec<Vec<Guess>>;
 
 /// One token that might stand in a mask's place.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,43 +70,71 @@ impl MaskFiller {
         })
     }
 
-    /// For every mask of the text the `top_k` likeliest tokens, the likeliest first. Special tokens are no guesses.
-    pub fn fill(&self, text: &str, top_k: usize) -> Result<Vec<Vec<Guess>>> {
+    /// A text's tokens, with its masks; an error if it has none or is too long.
+    pub fn read(&self, text: &str) -> Result<MaskedText> {
         let masked = self.tokenizer.encode_masked(text)?;
         if masked.masks.is_empty() {
             bail!("no mask in \"{text}\": write <mask> where a token is to be guessed");
         }
-        if masked.ids.len() + 2 > self.length {
-            bail!(
-                "the text has {} tokens with its first and last one, this model reads at most {}: shorten it",
-                masked.ids.len() + 2,
-                self.length
-            );
+        let length = masked.ids.len() + 2;
+        if length > self.length {
+            bail!("the text has {length} tokens with its first and last one, this model reads at most {}: shorten it", self.length);
         }
-        let probabilities = self.probabilities(&masked)?;
-        (0..masked.masks.len()).map(|mask| self.guesses(&masked, mask, &probabilities.get(mask as i64), top_k)).collect()
+        Ok(masked)
     }
 
-    /// `[masks, V]`, fp32 on the CPU.
-    fn probabilities(&self, text: &MaskedText) -> Result<Tensor> {
+    /// For every text and each of its masks the `top_k` likeliest tokens, the likeliest first. Special tokens are no guesses.
+    pub fn fill(&self, texts: &[MaskedText], top_k: usize) -> Result<Vec<Guesses>> {
         let _guard = tch::no_grad_guard();
+        let lengths: Vec<usize> = texts.iter().map(|text| text.ids.len() + 2).collect();
+        let mut all = vec![Guesses::new(); texts.len()];
+        for rows in batches_by_length(&lengths) {
+            let batch: Vec<&MaskedText> = rows.iter().map(|row| &texts[*row]).collect();
+            let hidden = self.hidden(&batch)?;
+            // `hidden` is `[B, L, d]`: the place of each mask in B x L, with its row and its number there.
+            let length = hidden.size()[1] as usize;
+            let masks = |(at, text): (usize, &&MaskedText)| -> Vec<(usize, usize, i64)> {
+                let place = |(mask, position): (usize, &usize)| (rows[at], mask, (at * length + position + 1) as i64);
+                text.masks.iter().enumerate().map(place).collect()
+            };
+            let masks: Vec<(usize, usize, i64)> = batch.iter().enumerate().flat_map(masks).collect();
+            for some in masks.chunks(MASKS) {
+                let (values, ids) = self.likeliest(&hidden, some.iter().map(|(_, _, place)| *place).collect(), top_k)?;
+                for (i, (row, mask, _)) in some.iter().enumerate() {
+                    let count = values.len() / some.len();
+                    let pairs = (i * count..(i + 1) * count).map(|at| (values[at], ids[at] as u32));
+                    all[*row].push(self.guesses(&texts[*row], *mask, pairs)?);
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Hidden states `[B, L, d]` of some texts, with padding up to the longest.
+    fn hidden(&self, texts: &[&MaskedText]) -> Result<Tensor> {
         let special = self.tokenizer.special;
-        let ids: Vec<i64> = [&[special.cls], &text.ids[..], &[special.sep]].concat().into_iter().map(i64::from).collect();
-        let positions: Vec<i64> = text.masks.iter().map(|at| *at as i64 + 1).collect();
-        let input = Input { ids: Tensor::from_slice(&ids).unsqueeze(0).to_device(self.device), attention_mask: None };
-        let hidden = self.encoder.forward(&input, &Pass::evaluation(self.kind))?;
-        let logits = self.head.forward(&hidden, &Tensor::from_slice(&positions).to_device(self.device))?.to_kind(Kind::Float);
+        let example = |text: &&MaskedText| Example { id: 0, ids: [&[special.cls], &text.ids[..], &[special.sep]].concat(), label: 0.0 };
+        let tensors = TaskBatch::new(texts.iter().map(example).collect(), special.pad).tensors(0..texts.len(), true, self.device);
+        // Without padding there is nothing to be masked, which is faster.
+        let padded = texts.iter().any(|text| text.ids.len() != texts[0].ids.len());
+        let input = Input { ids: tensors.ids, attention_mask: padded.then_some(tensors.attention_mask) };
+        Ok(self.encoder.forward(&input, &Pass::evaluation(self.kind))?)
+    }
+
+    /// Probabilities and ids of the likeliest tokens at some places, `top_k` (or fewer) a place, one after the other.
+    fn likeliest(&self, hidden: &Tensor, places: Vec<i64>, top_k: usize) -> Result<(Vec<f64>, Vec<i64>)> {
+        let logits = self.head.forward(hidden, &Tensor::from_slice(&places).to_device(self.device))?.to_kind(Kind::Float);
         let banned: Vec<i64> = self.tokenizer.special_ids.iter().map(|id| i64::from(*id)).collect();
         // As transformers does, special tokens count in the softmax; they are only never shown.
         let shown = logits.softmax(-1, Kind::Float).index_fill(1, &Tensor::from_slice(&banned).to_device(self.device), -1.0);
-        Ok(shown.to_device(Device::Cpu))
+        // The embedding may have more rows than the tokenizer has tokens.
+        let known = shown.narrow(1, 0, shown.size()[1].min(self.tokenizer.vocab_size() as i64));
+        let (values, ids) = known.topk((top_k as i64).clamp(1, known.size()[1]), 1, true, true);
+        let flat = |tensor: Tensor| tensor.to_device(Device::Cpu).contiguous().view(-1);
+        Ok((Vec::try_from(flat(values.to_kind(Kind::Double)))?, Vec::try_from(flat(ids))?))
     }
 
-    fn guesses(&self, text: &MaskedText, mask: usize, probabilities: &Tensor, top_k: usize) -> Result<Vec<Guess>> {
-        // The embedding may have more rows than the tokenizer has tokens.
-        let known = probabilities.narrow(0, 0, probabilities.size()[0].min(self.tokenizer.vocab_size() as i64));
-        let (values, ids) = known.topk((top_k as i64).clamp(1, known.size()[0]), 0, true, true);
-        let pairs = (0..values.size()[0]).map(|i| (values.double_value(&[i]), ids.int64_value(&[i]) as u32));
+    fn guesses(&self, text: &MaskedText, mask: usize, pairs: impl Iterator<Item = (f64, u32)>) -> Result<Vec<Guess>> {
         pairs
             .filter(|(probability, _)| *probability >= 0.0)
             .map(|(probability, token)| {

@@ -1,7 +1,8 @@
 //! Fine-tuning on a task with labelled sentences or pairs (paper, section 5.2, Table 2).
 
 use super::classifier::{Classifier, Half, Scores};
-use super::setup::{self, Job, Parent};
+use super::parent::Parent;
+use super::setup::{self, Job};
 use super::{Finished, Start};
 use crate::config::{Config, Origins, TaskChoice};
 use crate::data::batch::TaskBatch;
@@ -18,7 +19,6 @@ use crate::model::weights::Select;
 use crate::model::{Parameters, Pass};
 use crate::native::NativeError;
 use crate::train::interrupt::Interrupt;
-use crate::train::run::read_config;
 use crate::train::trainer::{BatchSize, Evaluation};
 use crate::train::{LossSum, Outcome, Task};
 use anyhow::{bail, Result};
@@ -140,7 +140,7 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
     }
     let tokenizer = tokenizer(&config, origins, parent.as_ref())?;
     setup::resolve_model(&mut config, origins, &tokenizer)?;
-    let settings = Settings::new(&config.data, &tokenizer);
+    let settings = Settings::new(&config, &tokenizer);
     let prepared = start.world.first_then_others("prepared", || anyhow::Ok(prepare(&spec, &tokenizer, &settings)?))?;
     let Prepared { mut train, scored, .. } = prepared;
     if config.data.max_train_examples > 0 {
@@ -157,7 +157,7 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
     }
 
     let mut parameters = Parameters::new(config.train.seed, device);
-    let classifier = Classifier::new(&mut parameters, &config, spec.outputs(), tokenizer.special.pad).among(&start.world);
+    let classifier = Classifier::new(&mut parameters, &config, spec.outputs(), &tokenizer).among(&start.world);
     if let Some(parent) = parent.as_ref().filter(|_| config.run.init_weights) {
         parent.load(&parameters, Select::Encoder)?;
     }
@@ -191,7 +191,7 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
 
 /// Scored texts in the corpus that the parent was pretrained on.
 fn leaks(spec: &TaskSpec, parent: Option<&Parent>) -> Result<Option<Leaks>> {
-    let corpus = parent.and_then(|p| read_config(&p.run).ok()).and_then(|config| config.data.corpus);
+    let corpus = parent.and_then(|p| p.config().ok()).and_then(|config| config.data.corpus);
     Ok(corpus.map(|corpus| in_corpus(spec, &corpus.paths())).transpose()?.flatten())
 }
 

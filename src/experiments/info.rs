@@ -1,6 +1,6 @@
 //! Every number that follows from a config, before anything runs.
 
-use super::setup::Parent;
+use super::parent::Parent;
 use crate::config::{Config, Model, Origins};
 use crate::data::tokenizer::{Kind as TokenizerKind, Tokenizer};
 use crate::log::progress::{duration, thousands};

@@ -3,7 +3,8 @@
 //! [`results`] is what a sweep leaves to be committed, [`study`] the report on the whole paper from it, [`planner`] what a config takes
 //! on a cluster, [`scaling`] what more ranks would bring; [`predict`] uses and scores a fine-tuned model ([`classifier`]), [`fill_mask`]
 //! and [`embed`] any model, on [`texts`]; [`show`] prints what a model sees, [`replay`] looks into a run that went wrong, [`runs`] lists and
-//! compares ([`curves`] as CSV), [`info`] says what a config comes to before it runs, [`setup`] is what all share.
+//! compares ([`curves`] as CSV), [`info`] says what a config comes to before it runs, [`parent`] is a model to start from or to use, [`setup`]
+//! what all share.
 
 pub mod classifier;
 pub mod curves;
@@ -14,6 +15,7 @@ pub mod finetune;
 pub mod floor;
 pub mod info;
 pub mod paper;
+pub mod parent;
 pub mod planner;
 pub mod predict;
 pub mod pretrain;

@@ -1,7 +1,8 @@
 //! A fine-tuned model at work: predictions for files, GLUE's submission files, and scores of a split.
 
 use super::classifier::{Classifier, Output};
-use super::setup::{device, Parent};
+use super::parent::Parent;
+use super::setup::device;
 use super::texts::{Texts, CHUNK};
 use crate::config::{load, Config, OnError, Origins, TaskChoice};
 use crate::data::tasks::prepared::{prepare, sequences, Prepared, Rows, Settings};
@@ -50,13 +51,13 @@ impl Model {
         let tokenizer = Tokenizer::load(&parent.tokenizer)?;
         config.model = parent.model.clone();
         let mut parameters = Parameters::uninitialised(device);
-        let classifier = Classifier::new(&mut parameters, &config, spec.outputs(), tokenizer.special.pad);
+        let classifier = Classifier::new(&mut parameters, &config, spec.outputs(), &tokenizer);
         parent.load(&parameters, Select::All)?;
-        Ok(Self { checkpoint: parent.checkpoint.folder.clone(), config, spec, tokenizer, classifier })
+        Ok(Self { checkpoint: parent.place().into(), config, spec, tokenizer, classifier })
     }
 
     fn outputs(&self, rows: &[TextRow]) -> Result<Vec<Output>> {
-        let layout = Settings::new(&self.config.data, &self.tokenizer).layout;
+        let layout = Settings::new(&self.config, &self.tokenizer).layout;
         let sequences = sequences(rows, &self.tokenizer, layout)?.into_iter().map(|(ids, _)| ids).collect();
         Ok(self.classifier.predict(sequences)?)
     }
@@ -185,10 +186,9 @@ impl Model {
 
     /// Metrics of the scored splits, or of the training rows, of its task or of another one, as JSON. None: broken off.
     pub fn evaluate(&self, task: Option<&str>, train: bool, interrupt: &Interrupt) -> Result<Option<Value>> {
-        let data = &self.config.data;
         let other = task.map(|task| self.other_task(task)).transpose()?;
         let spec = other.as_ref().unwrap_or(&self.spec);
-        let Prepared { train: train_rows, scored, .. } = prepare(spec, &self.tokenizer, &Settings::new(data, &self.tokenizer))?;
+        let Prepared { train: train_rows, scored, .. } = prepare(spec, &self.tokenizer, &Settings::new(&self.config, &self.tokenizer))?;
         let splits: Vec<&Rows> = if train { vec![&train_rows] } else { scored.iter().collect() };
         let mut report = Map::new();
         for rows in splits {

@@ -1,8 +1,9 @@
 //! Masked-LM pretraining (paper, section 5.1, Figure 3).
 
-use super::setup::{self, Job, Parent};
+use super::parent::Parent;
+use super::setup::{self, Job};
 use super::{Finished, Start};
-use crate::config::{Config, Origins};
+use crate::config::{load, Config, Origins};
 use crate::data::batch::MlmBatch;
 use crate::data::prepare::prepare;
 use crate::data::pretraining::MlmData;
@@ -18,9 +19,10 @@ use crate::native::NativeError;
 use crate::train::interrupt::Interrupt;
 use crate::train::trainer::{kind_of, BatchSize, Evaluation};
 use crate::train::{LossSum, Outcome, Task};
-use anyhow::{Context, Result};
+use anyhow::{bail, Context, Result};
 use serde_json::{json, Value};
 use std::ops::Range;
+use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 /// A model within this many nats of the unigram loss has learned nothing from context.
@@ -189,6 +191,48 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
         warn_on_plateau(&summary, progress);
         Ok(summary)
     })
+}
+
+/// The validation loss of a pretrained model, as JSON: of its own corpus, or of the corpus that the config file `other` describes.
+/// None: broken off.
+pub fn evaluate(model: &Path, mut config: Config, origins: &Origins, other: Option<&Path>, interrupt: &Interrupt) -> Result<Option<Value>> {
+    let parent = Parent::open(model)?;
+    // A run that trained its own tokenizer finds its prepared corpus again under the tokenizer's name.
+    let mut brought = config.run.init_from.is_some() || parent.checkpoint().is_none();
+    if let Some(other) = other {
+        config.data = load::load(other, &[])?.0.data;
+        brought = true;
+    }
+    if config.data.corpus.as_ref().is_none_or(|corpus| corpus.paths().is_empty()) {
+        bail!("{}: no corpus to evaluate on; give a config file that has data.corpus", other.unwrap_or(model).display());
+    }
+    if !parent.has_masked_lm_head()? {
+        bail!("{}: it has no masked-LM head, so there is no perplexity", model.display());
+    }
+    let device = setup::device(&config, origins, &World::default())?;
+    config.model = parent.model.clone();
+    let prepared = prepare(&config.data, brought.then_some(parent.tokenizer.as_path()))?;
+    setup::resolve_model(&mut config, origins, &prepared.tokenizer)?;
+    let (corpus, meta) = (config.data.corpus.clone(), prepared.meta.clone());
+    let mut parameters = Parameters::uninitialised(device);
+    let task = MaskedLm::new(MlmData::new(prepared, &config)?, &config, &mut parameters);
+    parent.load(&parameters, Select::All)?;
+    let Some(evaluation) = task.evaluate(interrupt)? else { return Ok(None) };
+    let record = &evaluation.record;
+    Ok(Some(json!({
+        "corpus": corpus,
+        "checkpoint": parent.place(),
+        "splits": { "validation": {
+            "sequences": task.data.validation_sequences(),
+            "sequence_length": config.data.sequence_length,
+            "loss": record.get("loss"),
+            "perplexity": record.get("perplexity"),
+            "masked_accuracy": record.get("masked_accuracy"),
+            "bits_per_byte": record.get("bits_per_byte"),
+            "unigram_perplexity": perplexity(task.unigram_loss),
+            "data_sha256": meta.validation_sha256,
+        } },
+    })))
 }
 
 fn summary(name: &str, config: &Config, task: &MaskedLm, parameters: &Parameters, outcome: &Outcome) -> Result<Value> {

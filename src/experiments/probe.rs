@@ -1,7 +1,8 @@
 //! A model and real sequences to look at its attention with: what [`super::spectrum`], [`super::theorems`] and [`super::shift`]
 //! share.
 
-use super::setup::{self, Parent};
+use super::parent::Parent;
+use super::setup;
 use crate::config::{AttentionKind, Config, Model, Origins};
 use crate::data::corpus::files;
 use crate::data::documents::documents;
@@ -15,7 +16,6 @@ use crate::model::attention::Heads;
 use crate::model::weights::Select;
 use crate::model::{Encoder, Input, MaskedLmHead, Parameters, Pass};
 use crate::random::{Purpose, Stream};
-use crate::train::run::read_config;
 use anyhow::{bail, Context, Result};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -81,7 +81,7 @@ impl Subject {
     fn open_with(run: &Path, untrained: Option<u64>, with_head: bool) -> Result<Self> {
         let looked = Config { run: crate::config::Run { init_from: Some(run.into()), ..Default::default() }, ..Config::default() };
         let Some(parent) = Parent::find(&looked)? else { bail!("{}: no model is here", run.display()) };
-        let config = read_config(&parent.run)?;
+        let config = parent.config()?;
         let device = setup::device(&config, &Origins::default(), &World::default())?;
         let mut parameters = Parameters::new(untrained.unwrap_or(0), device);
         let encoder = Encoder::new(&mut parameters, &parent.model);
@@ -96,7 +96,7 @@ impl Subject {
         Ok(Self {
             name: if untrained.is_some() { format!("{name} (untrained)") } else { name },
             tokenizer: Tokenizer::load(&parent.tokenizer)?,
-            checkpoint: untrained.is_none().then(|| parent.checkpoint.folder.clone()),
+            checkpoint: untrained.is_none().then(|| parent.place().to_path_buf()),
             model: parent.model,
             encoder,
             head,
@@ -152,7 +152,7 @@ impl Subject {
     fn of_task(&self, length: usize) -> Result<(String, Vec<Vec<u32>>)> {
         let Some(choice) = &self.config.data.task else { bail!("the model was not fine-tuned on a task") };
         let spec = TaskSpec::find(choice, &self.config.data.task_dir)?;
-        let prepared = prepare_task(&spec, &self.tokenizer, &Settings::new(&self.config.data, &self.tokenizer))?;
+        let prepared = prepare_task(&spec, &self.tokenizer, &Settings::new(&self.config, &self.tokenizer))?;
         let rows = prepared.scored.iter().flat_map(|rows| (0..rows.len()).map(|row| rows.example(row).ids));
         let long = rows.filter(|ids| ids.len() >= length).map(|ids| ids[..length].to_vec()).collect();
         Ok((format!("scored rows of {} with at least {length} tokens", spec.name), long))

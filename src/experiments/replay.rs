@@ -2,6 +2,8 @@
 
 use crate::config::{Config, Precision};
 use crate::data::batch::{MlmBatch, TaskBatch};
+use crate::data::tasks::layout::segments;
+use crate::data::tokenizer::Tokenizer;
 use crate::model::loss::{cross_entropy_sum, squared_error_sum};
 use crate::model::watch::{Seen, Watch};
 use crate::model::weights::Select;
@@ -33,7 +35,9 @@ pub fn run(incident: &Path, precision: Option<Precision>) -> Result<String> {
     let watch = Watch::default();
     let batch = |e| anyhow::Error::from(e).context(format!("{}: batch", incident.display()));
     let forward: Forward = if config.data.task.is_some() {
-        finetune(&config, &mut parameters, &checkpoint, parse(recorded.batch).map_err(batch)?)?
+        let tokenizer = Tokenizer::load(&run.join("tokenizer.json"))?;
+        let segments = segments(&config.model, &tokenizer);
+        finetune(&config, &mut parameters, &checkpoint, segments, parse(recorded.batch).map_err(batch)?)?
     } else {
         pretrain(&config, &mut parameters, parse(recorded.batch).map_err(batch)?)
     };
@@ -75,9 +79,15 @@ fn pretrain(config: &Config, parameters: &mut Parameters, batch: MlmBatch) -> Fo
     })
 }
 
-fn finetune(config: &Config, parameters: &mut Parameters, checkpoint: &Checkpoint, batch: TaskBatch) -> Result<Forward> {
+fn finetune(
+    config: &Config,
+    parameters: &mut Parameters,
+    checkpoint: &Checkpoint,
+    segments: Option<u32>,
+    batch: TaskBatch,
+) -> Result<Forward> {
     let outputs = checkpoint.weights()?.tensor("classifier.out_proj.bias", None)?.size()[0];
-    let encoder = Encoder::new(parameters, &config.model);
+    let encoder = Encoder::new(parameters, &config.model).with_segments(segments);
     let head = ClassificationHead::new(parameters, &config.model, outputs);
     let (smoothing, rows) = (config.train.label_smoothing, batch.examples.len());
     if rows == 0 {

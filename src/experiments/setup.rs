@@ -1,5 +1,6 @@
 //! What every run needs before its first step: device, resolved model, weights to start from, folder, log.
 
+use super::parent::Parent;
 use super::runs::flatten;
 use super::{Finished, Start};
 use crate::config::validate::parse_device;
@@ -14,11 +15,10 @@ use crate::model::weights::{Select, WeightsFile};
 use crate::model::Parameters;
 use crate::native::distributed::host_name;
 use crate::native::runtime;
-use crate::train::checkpoint::{step_name, Checkpoint};
 use crate::train::optimizer::Optimizer;
 use crate::train::profile::Profiler;
 use crate::train::ranks::{compare_weights, Ranks};
-use crate::train::run::{environment, is_checkpoint, read_config, run_of, RunFolder, MAY_CHANGE};
+use crate::train::run::{environment, RunFolder, MAY_CHANGE};
 use crate::train::saver::{check_room, estimate, Saver};
 use crate::train::state::State;
 use crate::train::trainer::{keep, kind_of, Session};
@@ -28,17 +28,6 @@ use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
-
-/// Keys of a checkpoint's model that a later run may set anew: they change no weight.
-const FREE_KEYS: [&str; 7] = [
-    "model.backend",
-    "model.hidden_dropout_prob",
-    "model.attention_probs_dropout_prob",
-    "model.classifier_dropout",
-    "model.attention.order",
-    "model.attention.padding",
-    "model.attention.backend",
-];
 
 /// The device of a config for this rank, with libtorch told how many threads to use.
 pub fn device(config: &Config, origins: &Origins, world: &World) -> Result<Device> {
@@ -74,91 +63,6 @@ fn gpu_of(found: &str, wanted: usize, world: &World, visible: usize, reason: Opt
     })
 }
 
-/// The run that `run.init_from` names: its model, tokenizer and newest weights.
-pub struct Parent {
-    pub run: PathBuf,
-    pub model: Model,
-    pub tokenizer: PathBuf,
-    pub checkpoint: Checkpoint,
-}
-
-impl Parent {
-    /// None if the config does not start from another run.
-    pub fn find(config: &Config) -> Result<Option<Self>> {
-        config.run.init_from.as_deref().map(|path| Self::open(path).context("run.init_from")).transpose()
-    }
-
-    /// A run's folder or one of its checkpoints; the run stands for its best checkpoint if it was a fine-tuning run, else
-    /// for its newest.
-    pub fn open(path: &Path) -> Result<Self> {
-        let run = run_of(path).to_path_buf();
-        let theirs = read_config(&run).context("expected the folder of a run or of one of its checkpoints")?;
-        let checkpoint = if is_checkpoint(path) {
-            Checkpoint::open(path)?
-        } else {
-            let checkpoints = run.join("checkpoints");
-            let (newest, damaged) = Checkpoint::latest(&checkpoints);
-            let Some(newest) = newest else {
-                let why = damaged.first().map(|d| format!("; {d}")).unwrap_or_default();
-                bail!("{}: no valid checkpoint{why}", run.display());
-            };
-            let best = newest.state.best().filter(|_| theirs.data.task.is_some());
-            best.and_then(|b| Checkpoint::open(&checkpoints.join(step_name(b.step))).ok()).unwrap_or(newest)
-        };
-        Ok(Self { tokenizer: run.join("tokenizer.json"), run, model: theirs.model, checkpoint })
-    }
-
-    /// The checkpoint's model with the keys that may differ taken from `config`; another difference is an error.
-    pub fn merge_model(&self, config: &Model, origins: &Origins) -> Result<Model> {
-        let mut merged = serde_json::to_value(&self.model)?;
-        let ours = serde_json::to_value(config)?;
-        for key in leaves(&ours, "model") {
-            let pointer = format!("/{}", key.trim_start_matches("model.").replace('.', "/"));
-            let (theirs, value) =
-                (merged.pointer(&pointer).cloned().unwrap_or_default(), ours.pointer(&pointer).cloned().unwrap_or_default());
-            if theirs == value || !origins.sets(&key) {
-                continue;
-            }
-            if !FREE_KEYS.contains(&key.as_str()) {
-                return Err(origins
-                    .error(
-                        &key,
-                        format!("found {value}, but {} has {theirs}: a model's shape comes from its checkpoint", self.run.display()),
-                    )
-                    .into());
-            }
-            if let Some(slot) = merged.pointer_mut(&pointer) {
-                *slot = value;
-            }
-        }
-        Ok(serde_json::from_value(merged)?)
-    }
-
-    /// Whether its weights have a masked-LM head: those of a fine-tuned run, or of an encoder alone that was imported, do not.
-    pub fn has_masked_lm_head(&self) -> Result<bool> {
-        Ok(self.checkpoint.weights()?.shapes()?.contains_key("lm_head.bias"))
-    }
-
-    /// Copies its weights.
-    pub fn load(&self, parameters: &Parameters, select: Select) -> Result<()> {
-        let taken = self.checkpoint.weights().and_then(|file| file.load_into(parameters, select));
-        taken.map(|_| ()).with_context(|| format!("run.init_from: {}", self.run.display()))
-    }
-
-    /// A hash of the weights that a run starts from.
-    pub fn sha256(&self) -> Result<String> {
-        let path = self.checkpoint.folder.join("manifest.json");
-        Ok(file_sha256(&path).with_context(|| path.display().to_string())?.1)
-    }
-}
-
-fn leaves(value: &Value, prefix: &str) -> Vec<String> {
-    match value {
-        Value::Object(object) => object.iter().flat_map(|(name, inner)| leaves(inner, &format!("{prefix}.{name}"))).collect(),
-        _ => vec![prefix.to_string()],
-    }
-}
-
 /// Fills in what the tokenizer and the sequence length decide, and checks the whole.
 pub fn resolve_model(config: &mut Config, origins: &Origins, tokenizer: &Tokenizer) -> Result<()> {
     let have = tokenizer.vocab_size() as i64;
@@ -179,7 +83,7 @@ pub fn resolve_model(config: &mut Config, origins: &Origins, tokenizer: &Tokeniz
 /// What a run reads, as hashes: a resumed run must read the same.
 pub fn inputs(config: &Config, tokenizer: &Tokenizer, data: Value, parent: Option<&Parent>) -> Result<Value> {
     let weights = parent.map(Parent::sha256).transpose()?;
-    let mut inputs = json!({"tokenizer": sha256(tokenizer.to_json()?.as_bytes()), "data": data, "init_from": weights});
+    let mut inputs = json!({"tokenizer": sha256(tokenizer.identity()?.as_bytes()), "data": data, "init_from": weights});
     if let Some(path) = &config.run.projections_from {
         inputs["projections_from"] = file_sha256(path).with_context(|| format!("run.projections_from: {}", path.display()))?.1.into();
     }
@@ -258,6 +162,9 @@ impl<T: Task> Job<'_, T> {
             optimizer.keep_only(|weight| shard.owns(world.rank(), weight));
         }
         folder.write_text("tokenizer.json", &self.tokenizer.to_json()?)?;
+        if let Some(declared) = self.tokenizer.declaration()? {
+            folder.write("special_tokens_map.json", &declared)?;
+        }
         let peak_flops = measure_peak(parameters.device(), kind_of(self.config.train.precision));
         let mut machine = environment(&self.config.run.device, peak_flops / 1e12);
         machine["ranks"] = world.size().into();

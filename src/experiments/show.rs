@@ -1,7 +1,7 @@
 //! The first examples of a config as the model sees them.
 
 use super::finetune::{task_of, tokenizer};
-use super::setup::Parent;
+use super::parent::Parent;
 use crate::config::{Config, Origins};
 use crate::data::loader::Batches;
 use crate::data::prepare;
@@ -23,7 +23,10 @@ fn task(mut config: Config, origins: &Origins, count: usize) -> Result<String> {
     let spec = task_of(&mut config)?;
     let parent = Parent::find(&config)?;
     let tokenizer = tokenizer(&config, origins, parent.as_ref())?;
-    let rows = prepared::prepare(&spec, &tokenizer, &Settings::new(&config.data, &tokenizer))?.train;
+    if let Some(parent) = &parent {
+        config.model = parent.merge_model(&config.model, origins)?;
+    }
+    let rows = prepared::prepare(&spec, &tokenizer, &Settings::new(&config, &tokenizer))?.train;
     let mut text = format!("{}: {} rows, {} tokens at most\n", spec.name, rows.len(), config.data.sequence_length);
     for row in 0..count.min(rows.len()) {
         let example = rows.example(row);

@@ -156,6 +156,7 @@ mod tests {
         assert_eq!(tag("train", "tokens"), None);
     }
 
+    /// Case 43.
     #[test]
     fn a_number_that_is_none_is_a_gap() {
         let folder = tempfile::tempdir().unwrap();
@@ -164,6 +165,25 @@ mod tests {
         let file = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
         let text = String::from_utf8_lossy(&std::fs::read(file).unwrap()).into_owned();
         assert!(text.contains("optim/lr") && !text.contains("train/loss"));
+    }
+
+    /// Case 42: event files of writers that began in one second have names of their own, and each its own events.
+    #[test]
+    fn writers_of_one_second_have_files_of_their_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut names = std::collections::BTreeSet::new();
+        for writer in 0..64 {
+            let own = folder.path().join(writer.to_string());
+            let line: Map<String, Value> =
+                serde_json::from_str(&format!(r#"{{"step":{writer},"split":"train","time":5.0,"m{writer}":1.5}}"#)).unwrap();
+            EventFile::empty(&own).unwrap().write(&line).unwrap();
+            let file = std::fs::read_dir(&own).unwrap().next().unwrap().unwrap();
+            names.insert(file.file_name());
+            let text = String::from_utf8_lossy(&std::fs::read(file.path()).unwrap()).into_owned();
+            assert!(text.contains(&format!("train/m{writer}")) && text.matches("train/m").count() == 1, "{text}");
+        }
+        // All of them can be copied into one folder.
+        assert_eq!(names.len(), 64);
     }
 
     #[test]

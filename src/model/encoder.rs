@@ -46,6 +46,13 @@ impl Encoder {
         Self { embeddings, layers, norm, padding_blind }
     }
 
+    /// What stands behind the first `separator` of a sequence gets token type 1 (BERT's second text of a pair); without
+    /// one, every token has type 0.
+    pub fn with_segments(mut self, separator: Option<u32>) -> Self {
+        self.embeddings.separator = separator.map(i64::from);
+        self
+    }
+
     /// Hidden states `[B, L, d]` in the arithmetic of the pass.
     pub fn forward(&self, input: &Input, pass: &Pass) -> Result<Tensor, NativeError> {
         let x = self.through(input, pass, |_, _, _| Ok(()))?;
@@ -118,6 +125,8 @@ struct Embeddings {
     word: Weight,
     position: Tensor,
     token_type: Tensor,
+    /// Ends the tokens of type 0.
+    separator: Option<i64>,
     norm: LayerNorm,
     pad: i64,
     dropout: f64,
@@ -148,6 +157,7 @@ impl Embeddings {
                 &[config.type_vocab_size, d],
                 Init::Normal { std: config.initializer_range },
             ),
+            separator: None,
             norm: LayerNorm::new(parameters, &format!("{name}.LayerNorm"), config),
             pad,
             dropout: config.hidden_dropout_prob,
@@ -158,7 +168,8 @@ impl Embeddings {
     fn forward(&self, input: &Input, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
         let _span = span(Part::Embedding);
         let places = self.places(&input.ids, keep);
-        let normal = if self.backend == Backend::Fused && is_supported(pass.kind, input.ids.device()) {
+        let types = self.separator.map(|separator| self.types(&input.ids, separator));
+        let normal = if types.is_none() && self.backend == Backend::Fused && is_supported(pass.kind, input.ids.device()) {
             let size = [input.ids.size(), vec![self.token_type.size()[1]]].concat();
             let token_type = self.token_type.get(0);
             let sum = embedding(self.word.tensor(), &self.position, &token_type, &input.ids, &places, self.pad, pass.kind)?;
@@ -166,11 +177,19 @@ impl Embeddings {
         } else {
             let words = Tensor::embedding(self.word.tensor(), &input.ids, self.pad, false, false);
             let positions = Tensor::embedding(&self.position, &places, self.pad, false, false);
-            self.norm.forward(&(words + positions + self.token_type.get(0)).to_kind(pass.kind))
+            let types = types.unwrap_or_else(|| self.token_type.get(0));
+            self.norm.forward(&(words + positions + types).to_kind(pass.kind))
         };
         let out = pass.dropout(normal, self.dropout, "roberta.embeddings")?;
         pass.see("roberta.embeddings", &out);
         Ok(out)
+    }
+
+    /// The embeddings of the token types of `[B, L]` ids: `[B, L, d]`.
+    fn types(&self, ids: &Tensor, separator: i64) -> Tensor {
+        let is_separator = ids.eq(separator).to_kind(Kind::Int64);
+        let before = is_separator.cumsum(1, Kind::Int64) - is_separator;
+        Tensor::embedding(&self.token_type, &before.clamp_max(1), -1, false, false)
     }
 
     /// RoBERTa counts positions from pad + 1 and gives padding the position pad: `[B, L]`.

@@ -34,6 +34,12 @@ pub enum Select {
     Encoder,
 }
 
+impl Select {
+    fn takes(self, name: &str) -> bool {
+        self == Self::All || name.starts_with("roberta.")
+    }
+}
+
 /// Writes named CPU or device tensors.
 pub fn save<'a>(
     path: &Path,
@@ -63,6 +69,10 @@ impl WeightsFile {
 
     fn parsed(&self) -> Result<SafeTensors<'_>, WeightsError> {
         SafeTensors::deserialize(&self.map).map_err(|e| WeightsError::Format { path: self.path.clone(), message: e.to_string() })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// One fp32 tensor of the expected shape (`None`: any).
@@ -98,7 +108,6 @@ impl WeightsFile {
     /// Copies the file's weights into the model's, after all of them have been checked.
     pub fn load_into(&self, parameters: &Parameters, select: Select) -> Result<usize, WeightsError> {
         let parsed = self.parsed()?;
-        let wanted = |name: &str| select == Select::All || name.starts_with("roberta.");
         if select == Select::All {
             if let Some(name) = parsed.names().into_iter().find(|name| parameters.get(name).is_none()) {
                 return Err(WeightsError::Unexpected { path: self.path.clone(), name: name.to_string() });
@@ -106,8 +115,33 @@ impl WeightsFile {
         }
         let pairs: Vec<(&Tensor, Tensor)> = parameters
             .iter()
-            .filter(|p| wanted(&p.name))
+            .filter(|p| select.takes(&p.name))
             .map(|p| Ok((&p.tensor, read(&parsed, &self.path, &p.name, Some(&p.tensor.size()))?)))
+            .collect::<Result<_, WeightsError>>()?;
+        tch::no_grad(|| pairs.iter().for_each(|(to, from)| to.shallow_clone().copy_(from)));
+        Ok(pairs.len())
+    }
+}
+
+impl Parameters {
+    /// Copies these weights into those of another model, after all of them have been checked; `path` is where they came from.
+    pub fn copy_into(&self, to: &Parameters, select: Select, path: &Path) -> Result<usize, WeightsError> {
+        if select == Select::All {
+            if let Some(extra) = self.iter().find(|p| to.get(&p.name).is_none()) {
+                return Err(WeightsError::Unexpected { path: path.into(), name: extra.name.clone() });
+            }
+        }
+        let pairs: Vec<(&Tensor, &Tensor)> = to
+            .iter()
+            .filter(|p| select.takes(&p.name))
+            .map(|p| {
+                let missing = || WeightsError::Missing { path: path.into(), name: p.name.clone(), count: self.iter().count() };
+                let (found, expected) = (&self.get(&p.name).ok_or_else(missing)?.tensor, p.tensor.size());
+                match found.size() == expected {
+                    true => Ok((&p.tensor, found)),
+                    false => Err(WeightsError::Shape { path: path.into(), name: p.name.clone(), found: found.size(), expected }),
+                }
+            })
             .collect::<Result<_, WeightsError>>()?;
         tch::no_grad(|| pairs.iter().for_each(|(to, from)| to.shallow_clone().copy_(from)));
         Ok(pairs.len())

@@ -3,11 +3,11 @@
 //! A folder named after everything it was made from holds, for each split, `NAME.bin` (a token file, a row being a document)
 //! and `NAME.rows` (for each row the end of its ids and its label, 8 bytes each, little-endian), and `meta.json`.
 
-use super::layout::Layout;
+use super::layout::{segments, Layout};
 use super::leaks::{same_text, same_words};
 use super::rows::{read, text_files, Skipped, TextRow, Want};
 use super::{Example, TaskSpec};
-use crate::config::{Data, OnError, OnOverlap};
+use crate::config::{Config, OnError, OnOverlap};
 use crate::data::token_file::{Origin, TokenFile, TokenWriter};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::DataError;
@@ -38,8 +38,15 @@ pub struct Settings<'a> {
 }
 
 impl<'a> Settings<'a> {
-    pub fn new(data: &'a Data, tokenizer: &Tokenizer) -> Self {
-        let layout = Layout { special: tokenizer.special, length: data.sequence_length as usize, truncation: data.truncation };
+    /// `config` has the model that reads the task.
+    pub fn new(config: &'a Config, tokenizer: &Tokenizer) -> Self {
+        let data = &config.data;
+        let layout = Layout {
+            special: tokenizer.special,
+            length: data.sequence_length as usize,
+            truncation: data.truncation,
+            segments: segments(&config.model, tokenizer).is_some(),
+        };
         Self { cache_dir: &data.cache_dir, layout, on_error: data.on_error, on_overlap: data.on_overlap }
     }
 }
@@ -165,7 +172,7 @@ pub fn prepare(spec: &TaskSpec, tokenizer: &Tokenizer, settings: &Settings) -> R
 
 /// Rows of another tokenizer are refused.
 fn origin(tokenizer: &Tokenizer) -> Result<Origin, DataError> {
-    let tokenizer_sha256 = Sha256::digest(tokenizer.to_json()?.as_bytes()).into();
+    let tokenizer_sha256 = Sha256::digest(tokenizer.identity()?.as_bytes()).into();
     Ok(Origin { vocab_size: tokenizer.vocab_size(), tokenizer_sha256, settings: [0; 8] })
 }
 

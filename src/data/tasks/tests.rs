@@ -37,7 +37,7 @@ impl Files {
 
     fn prepare(&self, spec: &TaskSpec, on_error: OnError, on_overlap: OnOverlap) -> Result<Prepared, DataError> {
         let tokenizer = Tokenizer::bytes().unwrap();
-        let layout = Layout { special: tokenizer.special, length: 16, truncation: Truncation::Head };
+        let layout = Layout { special: tokenizer.special, length: 16, truncation: Truncation::Head, segments: false };
         prepare(spec, &tokenizer, &Settings { cache_dir: &self.path("cache"), layout, on_error, on_overlap })
     }
 }
@@ -94,6 +94,7 @@ fn columns_are_found_by_name_whatever_stands_between_them() {
     }
 }
 
+/// Case 6.
 #[test]
 fn mnli_is_scored_twice_under_two_names() {
     let line = |head: &str, row: &str| format!("{head}\n{row}\n");
@@ -180,6 +181,7 @@ fn files_without_rows_or_columns_are_refused_by_name() {
     assert!(message("text\tlabel\nx\t0\nx\tmaybe\n").contains("train.tsv: line 3: label \"maybe\", expected one of 0, 1"));
 }
 
+/// Case 13: UTF-8 whatever the platform says.
 #[test]
 fn bad_bytes_are_an_error_with_their_line_or_counted() {
     let files = Files::new(&[("dev.tsv", "text\tlabel\na\t0\n")]);

@@ -1,6 +1,7 @@
 //! Texts with masks in them, as a person writes them.
 
-use super::{DataError, SpecialIds, Tokenizer};
+use super::{DataError, Inner, Tokenizer};
+use std::collections::HashMap;
 use tokenizers::ModelWrapper;
 
 /// How masks are written in RoBERTa's and in BERT's world; both are understood by every tokenizer.
@@ -46,7 +47,7 @@ impl Tokenizer {
         }
         let last = pieces.len() - 1;
         // " ship" is one token, and the mask stands for it with its space, as in training.
-        let spaced = self.spaces_begin_tokens();
+        let spaced = self.spaces_begin_tokens;
         let mut found = MaskedText { ids: Vec::new(), masks: Vec::new(), pieces: Vec::new(), spaced };
         for (i, piece) in pieces.iter().enumerate() {
             found.ids.extend(self.encode(if spaced && i < last { piece.trim_end() } else { piece })?);
@@ -62,23 +63,22 @@ impl Tokenizer {
     /// The text of one token, with the space that it begins with.
     pub fn token_text(&self, id: u32) -> Result<String, DataError> {
         let token = self.inner.id_to_token(id).unwrap_or_default();
-        Ok(match (token.starts_with('▁'), self.is_word_piece()) {
+        Ok(match (token.starts_with('▁'), is_word_piece(&self.inner)) {
             (true, _) => token.replace('▁', " "),
             (_, true) => token.strip_prefix("##").map_or_else(|| format!(" {token}"), str::to_string),
             _ => self.decode(&[id])?,
         })
     }
+}
 
-    /// Whether a word's token holds the space before the word.
-    fn spaces_begin_tokens(&self) -> bool {
-        let SpecialIds { mask, .. } = self.special;
-        let is_such = |token: &str| token.starts_with(['Ġ', '▁']) && token.chars().nth(1).is_some();
-        self.is_word_piece() || self.inner.get_vocab(false).into_iter().any(|(token, id)| id != mask && is_such(&token))
-    }
+/// Whether a word's token holds the space before the word.
+pub fn spaces_begin_tokens(inner: &Inner, vocabulary: &HashMap<String, u32>, special: &[u32]) -> bool {
+    let is_such = |token: &str| token.starts_with(['Ġ', '▁']) && token.chars().nth(1).is_some();
+    is_word_piece(inner) || vocabulary.iter().any(|(token, id)| is_such(token) && !special.contains(id))
+}
 
-    fn is_word_piece(&self) -> bool {
-        matches!(self.inner.get_model(), ModelWrapper::WordPiece(_))
-    }
+fn is_word_piece(inner: &Inner) -> bool {
+    matches!(inner.get_model(), ModelWrapper::WordPiece(_))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use super::DataError;
 use crate::native::panics::silently;
 pub use masked::MaskedText;
 use rayon::prelude::*;
+use serde_json::{json, Value};
 use special::Declared;
 pub use special::SpecialIds;
 use std::path::Path;
@@ -27,6 +28,8 @@ pub struct Tokenizer {
     /// Every special id, sorted: never masked, never drawn as a random token.
     pub special_ids: Vec<u32>,
     vocab_size: usize,
+    /// A word's token holds the space before the word.
+    spaces_begin_tokens: bool,
     /// What the file says of cutting and filling up: kept for the file, never applied here, where a model's n decides.
     truncation: Option<TruncationParams>,
     padding: Option<PaddingParams>,
@@ -68,8 +71,10 @@ impl Tokenizer {
         let (truncation, padding) = (inner.get_truncation().cloned(), inner.get_padding().cloned());
         inner.with_truncation(None).map_err(|e| trouble(name, e))?.with_padding(None);
         // Ids may have holes (RoBERTa's have): the embedding needs a row up to the largest.
-        let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
-        Ok(Self { inner, special, special_ids, vocab_size, truncation, padding })
+        let vocabulary = inner.get_vocab(true);
+        let vocab_size = vocabulary.values().max().map_or(0, |id| *id as usize + 1);
+        let spaces_begin_tokens = masked::spaces_begin_tokens(&inner, &vocabulary, &special_ids);
+        Ok(Self { inner, special, special_ids, vocab_size, spaces_begin_tokens, truncation, padding })
     }
 
     /// Rows that an embedding needs.
@@ -121,6 +126,41 @@ impl Tokenizer {
     pub fn frames_texts(&self) -> bool {
         let encoded = self.inner.encode_fast("a", true);
         encoded.is_ok_and(|e| e.get_ids().first() == Some(&self.special.cls) && e.get_ids().last() == Some(&self.special.sep))
+    }
+
+    /// Whether its post-processor gives the second text of a pair another token type than the first, as BERT's does.
+    pub fn tells_pairs_apart(&self) -> bool {
+        self.inner.encode_fast(("a", "a"), true).is_ok_and(|pair| pair.get_type_ids().contains(&1))
+    }
+
+    /// What it is, for hashes: its file and, where the file alone does not say them, its special tokens.
+    pub fn identity(&self) -> Result<String, DataError> {
+        Ok(self.to_json()? + &self.declaration()?.map(|map| map.to_string()).unwrap_or_default())
+    }
+
+    /// `special_tokens_map.json`, if the `tokenizer.json` without it would be taken for a tokenizer with other special tokens.
+    pub fn declaration(&self) -> Result<Option<Value>, DataError> {
+        let alone = Inner::from_bytes(self.to_json()?).map_err(|e| trouble("tokenizer", e))?;
+        let same = special::resolve(&alone, "tokenizer", Declared::default()).is_ok_and(|special| special == self.special);
+        Ok((!same).then(|| self.special_tokens_map()))
+    }
+
+    /// The special tokens under Hugging Face's names.
+    pub fn special_tokens_map(&self) -> Value {
+        let name = |id: u32| self.token(id).unwrap_or_default();
+        let SpecialIds { cls, pad, sep, mask } = self.special;
+        let (cls, pad, sep, mask) = (name(cls), name(pad), name(sep), name(mask));
+        let mut tokens =
+            json!({"bos_token": cls, "eos_token": sep, "cls_token": cls, "sep_token": sep, "pad_token": pad, "mask_token": mask});
+        if let (Some(unknown), Value::Object(tokens)) = (self.unknown(), &mut tokens) {
+            tokens.insert("unk_token".into(), json!(unknown));
+        }
+        tokens
+    }
+
+    /// Whether a word's token holds the space before the word, which a mask then stands for as well.
+    pub fn mask_takes_the_space(&self) -> bool {
+        self.spaces_begin_tokens
     }
 
     /// What stands for characters that the vocabulary lacks, if there is such a token.
