@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted with a checkpoint written.
 
 mod config;
+mod data;
 mod doctor;
 mod exchange;
 mod fetch;
@@ -11,30 +12,25 @@ mod runs;
 mod serve;
 mod shell;
 mod study;
+mod train;
 
 use crate::config::sweep::Sweep;
-use crate::config::{load, Config, Origins, Precision};
-use crate::data::derive::{derive, Amounts};
-use crate::data::prepare::{open_verified, prepare, prepared_folder};
-use crate::distributed::place::Place;
-use crate::distributed::{joined, World, WorldError};
+use crate::config::{load, Precision};
+use crate::distributed::{joined, World};
 use crate::experiments::efficiency::Efficiency;
 use crate::experiments::info::{describe, Speed};
 use crate::experiments::planner::{plan, Cluster};
 use crate::experiments::report::Report;
 use crate::experiments::sweep::{slurm_script, Share};
-use crate::experiments::{self, Finished, Start};
+use crate::experiments::{self, Finished};
 use crate::native::panics;
 use crate::native::process::leave;
-use crate::table::align;
 use crate::train::interrupt::Interrupt;
-use crate::train::run::Resume;
 use anyhow::{bail, Context, Result};
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use serde_json::Value;
 use std::io::Write;
 use std::num::NonZeroUsize;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -74,12 +70,12 @@ enum Command {
   linformer pretrain mine.json --resume auto                # begins, or goes on with what is there
   linformer pretrain mine.json --profile 10 train.max_steps=20 run.dir=/tmp/profile
   linformer pretrain mine.json run.dir=runs/b train.learning_rate=1e-4 --fork runs/a/checkpoints/step-00001000")]
-    Pretrain(RunArgs),
+    Pretrain(train::RunArgs),
     /// Fine-tune on a task
     #[command(after_help = "Examples:
   linformer finetune fine.json run.init_from=runs/k16
   linformer finetune experiments/demo/finetune.json data.task=period run.init_from=runs/k16 train.seed=1 run.dir=runs/period-1")]
-    Finetune(RunArgs),
+    Finetune(train::RunArgs),
     /// Run a command as several processes of this machine: launch --nproc 4 pretrain CONFIG
     #[command(after_help = "Examples:
   linformer launch --nproc 2 pretrain mine.json
@@ -209,7 +205,7 @@ enum Command {
     Scaling(ranks::ScalingArgs),
     /// Corpora and tasks
     #[command(subcommand)]
-    Data(DataCommand),
+    Data(data::DataCommand),
     /// What a config comes to, and the schema of its files
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -230,79 +226,6 @@ enum Command {
     Completions(shell::CompletionsArgs),
     /// The manual's pages
     Man(shell::ManArgs),
-}
-
-#[derive(Subcommand)]
-enum DataCommand {
-    /// Tokenize the corpus of a config
-    #[command(after_help = "Examples:
-  linformer data prepare experiments/demo/pretrain.json")]
-    Prepare { config: PathBuf, overrides: Vec<String> },
-    /// What there is to learn from, and whether it is here
-    #[command(after_help = "Examples:
-  linformer data list
-  linformer data list --json")]
-    List(fetch::ListArgs),
-    /// Bring public data: checked, unpacked safely, whole or absent
-    #[command(after_help = "Examples:
-  linformer data fetch sst2 rte")]
-    Fetch(fetch::FetchArgs),
-    /// Compare every byte of a prepared corpus with its hashes
-    #[command(after_help = "Examples:
-  linformer data verify experiments/demo/pretrain.json")]
-    Verify { config: PathBuf, overrides: Vec<String> },
-    /// Print the first examples of a config as the model sees them: tokens, ids, mask, label
-    #[command(after_help = "Examples:
-  linformer data show experiments/demo/pretrain.json -n 1")]
-    Show {
-        config: PathBuf,
-        overrides: Vec<String>,
-        #[arg(short = 'n', long, default_value_t = 3)]
-        count: usize,
-    },
-    /// Generate Long Range Arena's ListOps: task rows and a tokenizer
-    #[command(after_help = "Examples:
-  linformer data listops data/glue/ListOps                  # as published
-  linformer data listops small --train-rows 2000 --min-length 20 --max-length 100")]
-    Listops(study::ListopsArgs),
-    /// Derive the two embedded tasks from the corpus of a pretraining config, split by its held-out documents
-    #[command(after_help = "Examples:
-  linformer data derive experiments/demo/pretrain.json runs/demo/tasks --words 18")]
-    Derive {
-        config: PathBuf,
-        /// Folder for the tasks
-        out: PathBuf,
-        #[arg(long, default_value_t = 12000)]
-        train_rows: usize,
-        #[arg(long, default_value_t = 1000)]
-        dev_rows: usize,
-        /// Words of a passage; each of a pair has half as many
-        #[arg(long, default_value_t = 48)]
-        words: usize,
-    },
-}
-
-#[derive(Args)]
-struct RunArgs {
-    /// Config (JSON)
-    config: PathBuf,
-    /// Keys to set, such as model.attention.k=64
-    overrides: Vec<String>,
-    /// auto: go on with what is in the run's folder; never: refuse it; or a checkpoint's folder
-    #[arg(long, default_value = "never")]
-    resume: String,
-    /// Start a new run from a checkpoint of another run, under this config
-    #[arg(long, value_name = "CHECKPOINT", conflicts_with = "resume")]
-    fork: Option<PathBuf>,
-    /// Build everything and run two steps; only the prepared corpus is kept
-    #[arg(long)]
-    dry_run: bool,
-    /// Where the time of this many steps goes: a table, profile.json, and trace.json for chrome://tracing
-    #[arg(long, value_name = "STEPS", default_value_t = 0, conflicts_with = "dry_run", hide_default_value = true)]
-    profile: u64,
-    /// Do not print the summary
-    #[arg(long)]
-    quiet: bool,
 }
 
 /// A command that others have told about, with its exit code.
@@ -360,8 +283,8 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 fn run(command: Command) -> Result<Finished> {
     match command {
-        Command::Pretrain(args) => train(args, false),
-        Command::Finetune(args) => train(args, true),
+        Command::Pretrain(args) => train::run(args, false),
+        Command::Finetune(args) => train::run(args, true),
         Command::Launch(args) => ranks::launch(args),
         Command::Sweep { file, overrides, at_once, only, emit_slurm, dry_run, collect, results } => {
             let sweep = Sweep::load(&file, &overrides)?;
@@ -400,7 +323,7 @@ fn run(command: Command) -> Result<Finished> {
         Command::Export(args) => exchange::export(&args),
         Command::Collectives(args) => ranks::collectives(&args),
         Command::Scaling(args) => ranks::scaling(&args),
-        Command::Data(command) => data(command),
+        Command::Data(command) => data::run(command),
         Command::Config(command) => done(config::run(command)),
         Command::List(args) => done(runs::list(args)),
         Command::Compare(args) => done(runs::compare(args)),
@@ -422,89 +345,8 @@ fn done(result: Result<()>) -> Result<Finished> {
     result.map(|()| Finished::Done(Value::Null))
 }
 
-fn train(args: RunArgs, finetune: bool) -> Result<Finished> {
-    let (mut config, origins) = load::load(&args.config, &args.overrides)?;
-    check_kind(&config, &origins, finetune)?;
-    let resume = match (args.fork, args.resume.as_str()) {
-        _ if args.dry_run => Resume::Never,
-        (Some(checkpoint), _) => Resume::Fork(checkpoint),
-        (None, "auto") => Resume::Auto,
-        (None, "never") => Resume::Never,
-        (None, path) => Resume::From(path.into()),
-    };
-    let mut name = file_stem(&args.config);
-    if let Some(dir) = config.run.dir.as_deref().and_then(Path::file_name) {
-        name = dir.to_string_lossy().into_owned();
-    }
-    let scratch = args.dry_run.then(|| shorten(&mut config)).transpose()?;
-    let interrupt = Interrupt::install()?;
-    let world = match Place::from_environment()? {
-        Some(place) => World::join(place, &config.run.ranks, &interrupt)?,
-        None => World::default(),
-    };
-    let start = Start { name, resume, world: world.clone(), interrupt, profile: args.profile };
-    let finished = experiments::run(config, &origins, start).map_err(|error| among_ranks(&world, error));
-    if finished.is_ok() {
-        world.finish()?;
-    }
-    if let Some(scratch) = scratch {
-        let _ = std::fs::remove_dir_all(scratch);
-        if let Finished::Done(summary) = finished? {
-            out(&format!(
-                "dry run: two steps made, {:.0} tokens/s; the run was not kept\n",
-                summary["tokens_per_second"].as_f64().unwrap_or(0.0)
-            ))?;
-            return Ok(Finished::Done(summary));
-        }
-        bail!("interrupted");
-    }
-    let finished = finished?;
-    if let (Finished::Done(summary), false) = (&finished, args.quiet || !world.is_first()) {
-        out(&(serde_json::to_string_pretty(summary)? + "\n"))?;
-    }
-    Ok(finished)
-}
-
-/// A failure of this rank, of which the others are told; or the one that it comes from.
-fn among_ranks(world: &World, error: anyhow::Error) -> anyhow::Error {
-    if world.is_single() {
-        return error;
-    }
-    match world.cause(&one_line(&error)) {
-        Some(fault) => WorldError::Parted(fault).into(),
-        None => error.context(format!("rank {}", world.rank())),
-    }
-}
-
-/// Two steps in a folder that is thrown away; made here, so that nobody else's folder of that name in a shared /tmp is used.
-fn shorten(config: &mut Config) -> Result<PathBuf> {
-    let scratch = std::env::temp_dir().join(format!("linformer-dry-run-{}", std::process::id()));
-    std::fs::DirBuilder::new().mode(0o700).create(&scratch).with_context(|| scratch.display().to_string())?;
-    config.run.dir = Some(scratch.join("run"));
-    config.train.max_steps = 2;
-    config.train.max_epochs = None;
-    config.train.warmup_steps = config.train.warmup_steps.min(2);
-    config.train.log_every = 1;
-    config.train.decay_steps = None;
-    config.data.short_steps = config.data.short_steps.min(1);
-    config.data.max_validation_sequences = 8;
-    Ok(scratch)
-}
-
-fn check_kind(config: &Config, origins: &Origins, finetune: bool) -> Result<()> {
-    match (finetune, config.data.task.is_some()) {
-        (true, false) => Err(origins.error("data.task", "is not set: this is a pretraining config, use linformer pretrain").into()),
-        (false, true) => Err(origins.error("data.task", "is set: this is a fine-tuning config, use linformer finetune").into()),
-        _ => Ok(()),
-    }
-}
-
 fn precision(text: &str) -> Result<Precision, String> {
     serde_json::from_value(text.into()).map_err(|_| "expected fp32 or bf16".into())
-}
-
-fn file_stem(path: &Path) -> String {
-    path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_else(|| "run".into())
 }
 
 fn efficiency(config: &Path, overrides: &[String], cell: Option<&str>) -> Result<Finished> {
@@ -554,61 +396,6 @@ fn info(config: &Path, overrides: &[String], mfu: f64, peak_tflops: Option<f64>,
         bail!("--mfu and --peak-tflops: expected numbers above 0");
     }
     out(&describe(&config, &origins, Speed { mfu, peak_tflops: peak })?)?;
-    Ok(Finished::Done(Value::Null))
-}
-
-fn data(command: DataCommand) -> Result<Finished> {
-    match command {
-        DataCommand::Prepare { config, overrides } => {
-            let (config, origins) = load::load(&config, &overrides)?;
-            check_kind(&config, &origins, false)?;
-            let prepared = prepare(&config.data, None)?;
-            let meta = &prepared.meta;
-            let row = |name: &str, c: &crate::data::prepare::SplitCounts| {
-                vec![name.to_string(), c.documents.to_string(), c.tokens.to_string(), c.bytes.to_string()]
-            };
-            let header = ["split", "documents", "tokens", "bytes"].map(str::to_string).to_vec();
-            out(&align(vec![header, row("train", &meta.train), row("validation", &meta.validation)]))?;
-            let dropped = Some(meta.found.dropped()).filter(|d| !d.is_empty()).map(|d| format!("; left out: {d}")).unwrap_or_default();
-            let documents = if meta.found.documents == 1 { "1 document".into() } else { format!("{} documents", meta.found.documents) };
-            out(&format!("{documents} in {} files by data.document={}{dropped}\n", meta.found.files, config.data.document))?;
-            meta.found.first_invalid.iter().for_each(|place| say(&format!("left out: {place}")));
-            out(&format!("vocabulary {}; {}\n", meta.vocab_size, prepared.folder.display()))?;
-        }
-        DataCommand::List(args) => fetch::list(&args)?,
-        DataCommand::Fetch(args) => fetch::run(&args)?,
-        DataCommand::Verify { config, overrides } => {
-            let (config, origins) = load::load(&config, &overrides)?;
-            check_kind(&config, &origins, false)?;
-            let folder = prepared_folder(&config.data, None)?;
-            if !folder.exists() {
-                bail!("{}: not prepared yet (linformer data prepare)", folder.display());
-            }
-            let prepared = open_verified(&folder)?;
-            let tokens = prepared.train.len() + prepared.validation.len();
-            out(&format!(
-                "{}: {tokens} ids in {} shards, all as written\n",
-                folder.display(),
-                prepared.meta.train.shards + prepared.meta.validation.shards
-            ))?;
-        }
-        DataCommand::Show { config, overrides, count } => {
-            let (config, origins) = load::load(&config, &overrides)?;
-            out(&experiments::show::run(config, &origins, count)?)?;
-        }
-        DataCommand::Listops(args) => {
-            for line in study::listops(&args)? {
-                out(&(line + "\n"))?;
-            }
-        }
-        DataCommand::Derive { config, out: folder, train_rows, dev_rows, words } => {
-            let (config, origins) = load::load(&config, &[])?;
-            check_kind(&config, &origins, false)?;
-            for line in derive(&config.data, Amounts { train_rows, dev_rows, words }, &folder)? {
-                out(&(line + "\n"))?;
-            }
-        }
-    }
     Ok(Finished::Done(Value::Null))
 }
 

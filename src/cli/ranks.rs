@@ -1,6 +1,6 @@
 //! Several processes: starting them, timing them, and what more of them would bring.
 
-use super::{among_ranks, out, say, Exit, INTERRUPTED};
+use super::{out, say, train::among_ranks, Exit, INTERRUPTED};
 use crate::config::{load, Ranks};
 use crate::distributed::launch::{self, Launch};
 use crate::distributed::place::Place;
