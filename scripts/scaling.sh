@@ -9,7 +9,8 @@ export OMP_NUM_THREADS=1
 mkdir -p "$runs"
 # 13 MB of gradients, 8 sequences a rank.
 config=(experiments/demo/pretrain.json model.hidden_size=256 model.num_hidden_layers=4 model.intermediate_size=1024 data.short_steps=0
-  data.cache_dir="$runs/cache" train.max_steps=60 train.log_every=5 train.eval_every=0 train.checkpoint_every=0 run.ranks.bucket_mib=4)
+  data.cache_dir="$runs/cache" train.max_steps=60 train.log_every=5 train.eval_every=0 train.checkpoint_every=0 run.ranks.bucket_mib=4 train.warmup_steps=10
+  train.decay_steps=10)
 "$program" data prepare "${config[@]}" > /dev/null
 for ranks in 2 3 4; do
   "$program" launch --nproc $ranks --logs "$runs/logs" collectives > "$runs/sums-$ranks.jsonl"

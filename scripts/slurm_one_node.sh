@@ -11,9 +11,20 @@ PATH=$PATH:/usr/sbin
 folder=$(mktemp -d)
 chmod 755 "$folder"
 pids=()
+# A step is over when slurmctld knows it: its daemon waits for that. Then the last that was started ends first.
 finish() {
-  for pid in "${pids[@]}"; do kill "$pid" 2> /dev/null || true; done
-  wait "${pids[@]}" 2> /dev/null || true
+  for _ in $(seq 100); do
+    [ -n "$(squeue -h 2> /dev/null)" ] || break
+    sleep 0.1
+  done
+  for ((i = ${#pids[@]} - 1; i >= 0; i--)); do
+    kill "${pids[i]}" 2> /dev/null || true
+    for _ in $(seq 50); do
+      kill -0 "${pids[i]}" 2> /dev/null || break
+      sleep 0.1
+    done
+    kill -KILL "${pids[i]}" 2> /dev/null || true
+  done
   rm -rf "$folder"
 }
 trap finish EXIT
