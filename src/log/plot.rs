@@ -167,22 +167,38 @@ impl LineChart {
         area.present().map_err(failed)
     }
 
-    /// Above the curves, or below them where they end high.
+    /// The corner with the least of the curves in it.
     fn legend_position(&self) -> SeriesLabelPosition {
         let (x, y) = (self.range(|p| p.0, self.log_x, 0.0), self.range(|p| p.1, self.log_y, 0.06));
         let share = |v: f64, range: &std::ops::Range<f64>, log: bool| match log {
             true => (v / range.start).ln() / (range.end / range.start).ln(),
             false => (v - range.start) / (range.end - range.start),
         };
-        let points = self.series.iter().filter(|s| !s.reference).flat_map(|s| &s.points);
-        let right: Vec<f64> =
-            points.filter(|p| share(p.0, &x, self.log_x) > 0.6).map(|p| share(p.1, &y, self.log_y)).filter(|y| y.is_finite()).collect();
-        let high = right.iter().filter(|y| **y > 0.6).count();
-        if high * 2 > right.len() {
-            SeriesLabelPosition::LowerRight
-        } else {
-            SeriesLabelPosition::UpperRight
+        let place = |p: &(f64, f64)| (share(p.0, &x, self.log_x), share(p.1, &y, self.log_y));
+        // Points along the lines, not their ends alone.
+        let mut along = Vec::new();
+        for series in self.series.iter().filter(|s| !s.reference) {
+            let places: Vec<_> = series.points.iter().map(place).collect();
+            for pair in places.windows(2) {
+                along.extend(
+                    (0..=8)
+                        .map(|i| f64::from(i) / 8.0)
+                        .map(|t| (pair[0].0 + t * (pair[1].0 - pair[0].0), pair[0].1 + t * (pair[1].1 - pair[0].1))),
+                );
+            }
         }
+        let corners = [
+            (true, true, SeriesLabelPosition::UpperRight),
+            (true, false, SeriesLabelPosition::LowerRight),
+            (false, false, SeriesLabelPosition::LowerLeft),
+            (false, true, SeriesLabelPosition::UpperLeft),
+        ];
+        let crowd = |right: bool, upper: bool| {
+            let side = |v: f64, high: bool, depth: f64| if high { v > 1.0 - depth } else { v < depth };
+            along.iter().filter(|(x, y)| side(*x, right, 0.4) && side(*y, upper, 0.3)).count()
+        };
+        let [first, rest @ ..] = corners;
+        rest.into_iter().fold(first, |best, other| if crowd(other.0, other.1) < crowd(best.0, best.1) { other } else { best }).2
     }
 }
 
