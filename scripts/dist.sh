@@ -40,7 +40,7 @@ done
 "$program" config schema --sweep > "$new/share/linformer-sweep.schema.json"
 
 cp LICENSE-MIT LICENSE-APACHE README.md CHANGELOG.md "$new/"
-cp -r docs "$new/docs"
+cp -r docs models "$new/"
 mkdir "$new/experiments"
 cp -r experiments/demo experiments/small experiments/paper "$new/experiments/"
 scripts/third_party.py "$new/licences"

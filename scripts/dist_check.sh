@@ -32,4 +32,5 @@ enter /linformer/bin/linformer doctor | head -3
 enter /linformer/bin/linformer pretrain /trial/small.json --quiet 2> "$root/log" || { cat "$root/log"; exit 1; }
 enter /linformer/bin/linformer fill-mask /trial/run 'The captain saw the <mask>.' -k 2
 enter /linformer/bin/linformer list /trial
+enter /linformer/bin/linformer fill-mask /linformer/models/prose 'The people of the United <mask>.' -k 2
 echo "dist_check: $(basename "$archive") runs in a bare root: $(find "$root/linformer/lib" -name '*.so*' -printf '%f ')"

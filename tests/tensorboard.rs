@@ -129,6 +129,10 @@ fn a_report_is_shown_as_pictures_and_curves_are_exported() {
         table.contains("valid. perplexity") && table.contains("linformer") == lab.read("runs/table.txt").contains("linformer"),
         "{table}"
     );
+    // A chart that a later report does not draw is no longer shown.
+    lab.ok(&["report", "runs/full", "--out", "runs"]);
+    assert!(values(&folder, "report/perplexity_by_k").is_empty() && !lab.path("runs/perplexity_by_k.png").exists());
+    assert_eq!(values(&folder, "report/perplexity_by_tokens").len(), 1);
     // A report into a run's own folder leaves its curves alone.
     lab.ok(&["report", "runs/full"]);
     assert_eq!(series(&lab.path("runs/full")), before);

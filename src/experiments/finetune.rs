@@ -191,8 +191,8 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
 
 /// Scored texts in the corpus that the parent was pretrained on.
 fn leaks(spec: &TaskSpec, parent: Option<&Parent>) -> Result<Option<Leaks>> {
-    let corpus = parent.and_then(|p| p.config().ok()).and_then(|config| config.data.corpus);
-    Ok(corpus.map(|corpus| in_corpus(spec, &corpus.paths())).transpose()?.flatten())
+    let data = parent.and_then(|p| p.config().ok()).map(|config| config.data).filter(|data| data.corpus.is_some());
+    Ok(data.map(|data| in_corpus(spec, &data)).transpose()?.flatten())
 }
 
 /// What a user should know of a split's rows.

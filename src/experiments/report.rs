@@ -190,24 +190,16 @@ impl Report {
     /// Draws what there is data for; gives each plot's SVG and a caption.
     fn plots(&self, out: &Path) -> Result<Vec<(String, &'static str)>> {
         let mut plots = Vec::new();
-        if let Some(chart) = self.perplexity_by_tokens() {
-            plots.push((
-                chart.render(&out.join("perplexity_by_tokens"))?,
-                "Validation perplexity while training. The grey line is what token frequencies alone reach. A rise early on comes from training on sequences shorter than those of validation.",
-            ));
-        }
-        if let Some(chart) = self.perplexity_by_k() {
-            plots.push((
-                chart.render(&out.join("perplexity_by_k"))?,
-                "The price of k: perplexity relative to full attention. The grey curves are read off the paper's Figure 3 a and b.",
-            ));
-        }
-        if let Some(chart) = self.scores() {
-            plots.push((
-                chart.render(&out.join("scores"))?,
-                "Scores on held-out documents after fine-tuning. Thin lines: always answering the commonest class.",
-            ));
-        }
+        plots.extend(draw(self.perplexity_by_tokens(), &out.join(PLOTS[0]))?.map(|svg| {
+            (svg, "Validation perplexity while training. The grey line is what token frequencies alone reach. A rise early on comes from training on sequences shorter than those of validation.")
+        }));
+        plots.extend(draw(self.perplexity_by_k(), &out.join(PLOTS[1]))?.map(|svg| {
+            (svg, "The price of k: perplexity relative to full attention. The grey curves are read off the paper's Figure 3 a and b.")
+        }));
+        plots.extend(
+            draw(self.scores(), &out.join(PLOTS[2]))?
+                .map(|svg| (svg, "Scores on held-out documents after fine-tuning. Thin lines: always answering the commonest class.")),
+        );
         Ok(plots)
     }
 
@@ -309,6 +301,17 @@ const EVENTS: &str = "tensorboard-report";
 const PLOTS: [&str; 3] = ["perplexity_by_tokens", "perplexity_by_k", "scores"];
 
 const PAGE: &str = include_str!("report.html");
+
+/// Draws a chart, or takes away what an earlier report drew in its place: neither a reader nor TensorBoard shall see that.
+fn draw(chart: Option<impl Chart>, path: &Path) -> Result<Option<String>> {
+    if let Some(chart) = chart {
+        return Ok(Some(chart.render(path)?));
+    }
+    for ending in ["png", "svg"] {
+        let _ = fs::remove_file(path.with_extension(ending));
+    }
+    Ok(None)
+}
 
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")

@@ -158,7 +158,7 @@ impl LineChart {
             let colour = colour(series, i);
             let stroke = colour.stroke_width(if series.reference { 1 } else { 2 });
             let line = chart.draw_series(LineSeries::new(series.points.iter().copied(), stroke)).map_err(failed)?;
-            line.label(&series.name).legend(move |(x, y)| PathElement::new([(x, y), (x + 22, y)], stroke));
+            line.label(legend_name(&series.name)).legend(move |(x, y)| PathElement::new([(x, y), (x + 22, y)], stroke));
             if series.marked {
                 chart.draw_series(series.points.iter().map(|p| Circle::new(*p, 4, colour.filled()))).map_err(failed)?;
             }
@@ -230,12 +230,12 @@ impl Chart for BarChart {
                 Some(Rectangle::new([(left, self.y_range.0), (left + width * 0.92, value)], colour.filled()))
             });
             let drawn = chart.draw_series(bars.collect::<Vec<_>>()).map_err(failed)?;
-            drawn.label(series).legend(move |(x, y)| Rectangle::new([(x, y - 6), (x + 16, y + 6)], colour.filled()));
+            drawn.label(legend_name(series)).legend(move |(x, y)| Rectangle::new([(x, y - 6), (x + 16, y + 6)], colour.filled()));
             if let Some(baseline) = self.baselines.get(s).copied().flatten() {
                 let line = PathElement::new([(0.0, baseline), (groups, baseline)], colour.stroke_width(1));
                 let drawn = chart.draw_series([line]).map_err(failed)?;
                 drawn
-                    .label(format!("{series}: majority class"))
+                    .label(legend_name(&format!("{series}: majority class")))
                     .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(1)));
             }
         }
@@ -252,6 +252,11 @@ pub(super) fn frame<'a, 'b, B: DrawingBackend>(area: &'a DrawingArea<B, Shift>, 
 }
 
 /// The names of the series, alike in every chart.
+/// With room behind it: a browser's own font may be wider than the one that the legend's frame was measured with.
+fn legend_name(name: &str) -> String {
+    format!("{name}{}", "\u{a0}".repeat(2 + name.len() / 6))
+}
+
 fn draw_legend<'a, B, X, Y>(chart: &mut ChartContext<'a, B, Cartesian2d<X, Y>>, position: SeriesLabelPosition) -> Drawn
 where
     B: DrawingBackend + 'a,

@@ -2,14 +2,13 @@
 
 use super::rows::{read, Skipped, TextRow, Want};
 use super::TaskSpec;
-use crate::config::OnError;
-use crate::data::readers::lines::Lines;
-use crate::data::readers::{by_name, Format, MAX_RECORD_BYTES};
+use crate::config::{Data, OnError};
+use crate::data::corpus::files;
+use crate::data::documents::documents;
 use crate::data::DataError;
 use crate::random::{combine, hash_name};
 use serde::Serialize;
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::path::{Path, PathBuf};
 
 /// Words that have to follow one another in both: shorter runs are chance.
 const RUN: usize = 8;
@@ -28,13 +27,12 @@ pub struct Leaks {
     pub first: Option<String>,
 }
 
-/// Looks for the task's scored texts in a corpus of text files. None: it is gone, too large, or of another kind.
-pub fn in_corpus(spec: &TaskSpec, corpus: &[PathBuf]) -> Result<Option<Leaks>, DataError> {
-    let mut files = Vec::new();
-    if corpus.iter().any(|path| text_files(path, &mut files).is_err()) || files.is_empty() {
-        return Ok(None);
-    }
-    let bytes: u64 = files.iter().filter_map(|path| std::fs::metadata(path).ok()).map(|meta| meta.len()).sum();
+/// Looks for the task's scored texts in the training documents of a corpus; those that were held out taught nothing.
+/// None: it is gone or too large.
+pub fn in_corpus(spec: &TaskSpec, data: &Data) -> Result<Option<Leaks>, DataError> {
+    let paths = data.corpus.as_ref().map(|corpus| corpus.paths()).unwrap_or_default();
+    let Ok(files) = files(&paths) else { return Ok(None) };
+    let bytes: u64 = files.iter().filter_map(|file| std::fs::metadata(&file.path).ok()).map(|meta| meta.len()).sum();
     if bytes > LARGEST {
         return Ok(None);
     }
@@ -45,11 +43,9 @@ pub fn in_corpus(spec: &TaskSpec, corpus: &[PathBuf]) -> Result<Option<Leaks>, D
             Ok(())
         })?;
     }
-    for file in files {
+    for document in documents(&files, data).map_while(Result::ok).filter(|d| !d.is_held_out(data.validation_fraction)) {
         let mut run = VecDeque::new();
-        for line in Lines::open(&file, MAX_RECORD_BYTES)?.map_while(Result::ok) {
-            words(&line.text).for_each(|word| wanted.see(&mut run, word));
-        }
+        words(&document.text).for_each(|word| wanted.see(&mut run, word));
     }
     Ok(Some(wanted.leaks()))
 }
@@ -140,30 +136,13 @@ fn row_hash(row: &TextRow, normal: impl Fn(&str) -> String) -> u64 {
     }
 }
 
-/// Every text file of a path, compressed or not; an error if there are files of another kind to be read.
-fn text_files(path: &Path, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
-    if path.is_dir() {
-        for entry in std::fs::read_dir(path)? {
-            let path = entry?.path();
-            if path.is_dir() || by_name(&path).0.is_some() {
-                text_files(&path, found)?;
-            }
-        }
-    } else if by_name(path).0.is_none_or(|format| format == Format::Text) {
-        std::fs::metadata(path)?;
-        found.push(path.to_path_buf());
-    } else {
-        return Err(std::io::ErrorKind::Unsupported.into());
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::config::TaskChoice;
+    use crate::config::{OneOrMany, TaskChoice};
     use serde_json::json;
+    use std::path::Path;
 
     #[test]
     fn a_scored_text_is_found_across_lines_whatever_its_case_and_marks() {
@@ -176,9 +155,13 @@ mod tests {
         std::fs::write(path("dev.tsv"), "text\tlabel\nit 's a charming and often affecting journey\t1\nit 's too short\t0\nan entirely new text that nobody has read before\t0\n").unwrap();
         let own = json!({"name": "mine", "train": "none", "dev": path("dev.tsv"), "text": "text", "label": "label", "labels": ["0", "1"]});
         let spec = TaskSpec::find(&TaskChoice::Own(serde_json::from_value(own).unwrap()), Path::new("")).unwrap();
-        let leaks = in_corpus(&spec, &[path("corpus")]).unwrap().unwrap();
+        let corpus = |name: &str| Data { corpus: Some(OneOrMany::One(path(name))), validation_fraction: 0.0, ..Data::default() };
+        let leaks = in_corpus(&spec, &corpus("corpus")).unwrap().unwrap();
         assert_eq!((leaks.texts, leaks.found, leaks.first.as_deref()), (2, 1, Some("it 's a charming and often affecting journey")));
-        assert_eq!(in_corpus(&spec, &[path("gone")]).unwrap(), None);
+        assert_eq!(in_corpus(&spec, &corpus("gone")).unwrap(), None);
+        // What was held out taught nothing.
+        let held_out = Data { validation_fraction: 1.0, ..corpus("corpus") };
+        assert_eq!(in_corpus(&spec, &held_out).unwrap().unwrap().found, 0);
     }
 
     #[test]
