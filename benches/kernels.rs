@@ -35,7 +35,9 @@ fn drop_at(p: f64) -> Drop {
 
 fn numbers(size: &[i64], kind: Kind) -> Tensor {
     let count: i64 = size.iter().product();
-    (((Tensor::arange(count, (Kind::Int64, Device::Cpu)) * 7919).remainder(1000).to_kind(Kind::Float) - 500) / 1000).view(size).to_kind(kind)
+    (((Tensor::arange(count, (Kind::Int64, Device::Cpu)) * 7919).remainder(1000).to_kind(Kind::Float) - 500) / 1000)
+        .view(size)
+        .to_kind(kind)
 }
 
 /// A leaf that gets a gradient.

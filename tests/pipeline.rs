@@ -232,7 +232,11 @@ fn efficiency_measures_time_and_memory_and_leaves_out_what_does_not_fit() {
     assert!(cells[5]["bytes"].as_f64().is_some(), "memory was not measured");
     assert!(lab.path("out/time_per_token.svg").exists() && lab.path("out/time_per_token.png").exists());
     let numbers = |cell: &Value, key: &str| cell[key].as_array().unwrap().len();
-    assert!(numbers(&cells[5], "floor_seconds") > 0 && cells[5]["over_floor"].as_f64().unwrap() > 0.0 && numbers(&cells[4], "floor_seconds") == 0);
+    assert!(
+        numbers(&cells[5], "floor_seconds") > 0
+            && cells[5]["over_floor"].as_f64().unwrap() > 0.0
+            && numbers(&cells[4], "floor_seconds") == 0
+    );
     // Another n joins the rows that are there; other settings measure anew.
     lab.ok(&["efficiency", "e.json", "n=[64]"]);
     let more = lab.json("out/efficiency.json");
