@@ -4,7 +4,7 @@ CARGO ?= cargo
 BIN := target/release/linformer
 LIBTORCH_KIND := $(if $(CUDA),cuda)
 
-.PHONY: help setup build demo demo-smoke results-small report-results test test-slow test-kill test-crash test-faults test-long test-fetch test-transformers test-ranks check-launchers fuzz check bench bench-compare gpu-check install uninstall dist dist-check clean
+.PHONY: help setup build demo demo-smoke results-small report-results test test-slow test-kill test-crash test-faults test-long test-fetch test-transformers test-ranks check-launchers fuzz check bench bench-compare bench-kernels bench-memory bench-scaling gpu-check install uninstall dist dist-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -85,6 +85,15 @@ bench: build .venv/bench ## training speed beside the Python peers, one interlea
 bench-compare: build ## the same for two revisions of ours: REV=... against the working tree
 	@scripts/build_revision.sh $(REV)
 	@benches/train_speed.py --against target/revisions/$(REV)/linformer $(BENCH)
+
+bench-kernels: setup ## every kernel by itself, GB/s and FLOP/s (items/s): BENCH=gelu, --sample-count 20 and the like
+	@$(CARGO) bench --bench kernels -- $(BENCH)
+
+bench-memory: build ## the peak of memory that info computes beside the measured one (5 min)
+	@benches/memory.py $(BENCH)
+
+bench-scaling: build ## tokens/s against n, k, d, batch and threads (10 min)
+	@benches/scaling.py $(BENCH)
 
 gpu-check: build ## doctor and dry runs on the GPU, with two ranks where there are two
 	@$(BIN) doctor

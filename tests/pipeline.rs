@@ -231,6 +231,72 @@ fn efficiency_measures_time_and_memory_and_leaves_out_what_does_not_fit() {
     assert!(cells[5]["seconds"].as_array().unwrap().len() == 2 && cells[5]["microseconds_per_token"].as_f64().unwrap() > 0.0);
     assert!(cells[5]["bytes"].as_f64().is_some(), "memory was not measured");
     assert!(lab.path("out/time_per_token.svg").exists() && lab.path("out/time_per_token.png").exists());
+    let numbers = |cell: &Value, key: &str| cell[key].as_array().unwrap().len();
+    assert!(
+        numbers(&cells[5], "floor_seconds") > 0
+            && cells[5]["over_floor"].as_f64().unwrap() > 0.0
+            && numbers(&cells[4], "floor_seconds") == 0
+    );
+    // Another n joins the rows that are there; other settings measure anew.
+    lab.ok(&["efficiency", "e.json", "n=[64]"]);
+    let more = lab.json("out/efficiency.json");
+    assert_eq!(more["efficiency"]["n"], json!([64, 128, 512]));
+    let of = |record: &Value, n: i64, attention: &str| {
+        let cells = record["cells"].as_array().unwrap().clone();
+        cells.into_iter().find(|c| c["n"] == n && c["attention"] == attention).unwrap()
+    };
+    assert_eq!(of(&more, 512, "k=16")["seconds"], of(&record, 512, "k=16")["seconds"]);
+    // Scores of 512 x 512 do not fit: their time follows from the two lengths that were measured.
+    let stored = of(&more, 512, "materialised");
+    let time = |n| of(&more, n, "materialised")["microseconds_per_token"].as_f64().unwrap();
+    let line = time(128) + (time(128) - time(64)) / 64.0 * 384.0;
+    let told = stored["extrapolated_microseconds_per_token"].as_f64().unwrap();
+    assert!(stored["microseconds_per_token"].is_null() && (told - line).abs() < 1e-9 * line.abs(), "{told} {line}");
+    lab.ok(&["efficiency", "e.json", "n=[64]", "tokens=64", "k=[16]"]);
+    assert_eq!(lab.json("out/efficiency.json")["efficiency"]["n"], json!([64]));
     let refused = lab.run(&["efficiency", "e.json", "token=5"]);
     assert!(refused.code == 2 && refused.stderr.contains("tokens"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_profile_covers_the_steps_and_its_trace_nests() {
+    let lab = Lab::new();
+    lab.config("c.json", &[("model.hidden_dropout_prob", json!(0.1)), ("train.recompute", json!(true))]);
+    let told = lab.ok(&["pretrain", "c.json", "--quiet", "--profile", "2"]).stderr;
+    assert!(told.contains("feed-forward block") && told.contains("products ms"), "{told}");
+    let profile = lab.json("run/profile.json");
+    assert_eq!(profile["steps"], 2);
+    let parts = profile["parts"].as_array().unwrap();
+    let of = |name: &str, key: &str| parts.iter().find(|p| p["part"] == name).map_or(0.0, |p| p[key].as_f64().unwrap());
+    for part in ["embedding", "attention block", "feed-forward block", "head and loss"] {
+        assert!(of(part, "forward_ms") > 0.0 && of(part, "backward_ms") > 0.0, "{part}: {profile}");
+    }
+    for part in ["attention block", "feed-forward block"] {
+        assert!(of(part, "recomputed_ms") > 0.0 && of(part, "products_ms") > 0.0, "{part}: {profile}");
+    }
+    assert!(of("head and loss", "recomputed_ms") == 0.0 && of("optimizer", "ms") > 0.0 && of("gradient norm", "ms") > 0.0);
+    let shares: f64 = parts.iter().map(|p| p["share"].as_f64().unwrap()).sum();
+    assert!((shares - 1.0).abs() < 1e-9, "{shares}");
+
+    let trace = lab.json("run/trace.json");
+    let events: Vec<&Value> = trace["traceEvents"].as_array().unwrap().iter().filter(|e| e["ph"] == "X").collect();
+    let time = |e: &Value| (e["ts"].as_f64().unwrap(), e["ts"].as_f64().unwrap() + e["dur"].as_f64().unwrap());
+    let mut open: Vec<(f64, f64)> = Vec::new();
+    for event in &events {
+        let (begin, end) = time(event);
+        open.retain(|(_, last)| *last > begin);
+        assert!(open.iter().all(|(_, last)| end <= *last) && end >= begin, "{event} does not nest");
+        open.push((begin, end));
+    }
+    let steps: f64 = events.iter().filter(|e| e["name"] == "rest").map(|e| e["dur"].as_f64().unwrap()).sum();
+    let told = 2.0 * profile["step_ms"].as_f64().unwrap() * 1e3;
+    assert!((steps - told).abs() < 1e-3 * told, "steps of {steps} us, parts of {told}");
+    for name in ["FeedForward", "Recompute", "aten::mm"] {
+        assert!(events.iter().any(|e| e["name"] == name), "no {name}");
+    }
+    // Off, nothing is written, and what is learned is the same.
+    let weights = common::weights_sha256(&lab.path("run"), 6);
+    lab.ok(&["pretrain", "c.json", "--quiet", "run.dir=plain"]);
+    assert_eq!(common::weights_sha256(&lab.path("plain"), 6), weights);
+    assert!(!lab.path("plain/profile.json").exists() && !lab.path("plain/trace.json").exists());
 }

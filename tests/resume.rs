@@ -171,3 +171,66 @@ fn a_run_that_learned_nothing_says_so() {
     let ran = lab.ok(&["pretrain", "c.json", "--quiet"]);
     assert!(ran.stderr.contains("unigram") && ran.stderr.contains("has not left the unigram plateau"), "{}", ran.stderr);
 }
+
+/// Weights and moments after 20 steps, in every kind of layer, with micro-batches and on two ranks.
+#[test]
+fn recomputation_changes_no_bit() {
+    let lab = Lab::new();
+    let modes: [&[(&str, Value)]; 6] = [
+        &[("train.precision", json!("bf16"))],
+        &[("model.attention.sharing", json!("layerwise")), ("train.micro_batch_size", json!(3))],
+        &[("model.attention.sharing", json!("none")), ("model.norm", json!("pre"))],
+        &[("model.attention.kind", json!("full")), ("model.attention.backend", json!("materialised"))],
+        &[("model.backend", json!("reference")), ("train.precision", json!("bf16"))],
+        &[("model.attention.projection", json!("mean_pool")), ("model.hidden_act", json!("relu"))],
+    ];
+    for (number, mode) in modes.iter().enumerate() {
+        let runs = ["kept", "again"].map(|how| {
+            let dir = format!("{how}-{number}");
+            let mut changes = vec![
+                ("run.dir", json!(dir)),
+                ("train.max_steps", json!(20)),
+                ("train.recompute", json!(how == "again")),
+                ("model.hidden_dropout_prob", json!(0.1)),
+                ("model.attention_probs_dropout_prob", json!(0.1)),
+            ];
+            changes.extend(mode.iter().cloned());
+            lab.config("c.json", &changes);
+            lab.ok(&["pretrain", "c.json", "--quiet"]);
+            dir
+        });
+        let [kept, again] = runs.map(|dir| (common::weights_sha256(&lab.path(&dir), 20), metrics(&lab, &dir)));
+        assert_eq!(kept, again, "{mode:?}");
+    }
+    // A projection that all layers share gets its gradient once, though each layer's pass makes a part of it.
+    let ranks = ["kept-ranks", "again-ranks"].map(|dir| {
+        let recompute = json!(dir.starts_with("again"));
+        lab.config("c.json", &[("run.dir", json!(dir)), ("train.recompute", recompute), ("model.attention.sharing", json!("layerwise"))]);
+        lab.ok(&["launch", "--nproc", "2", "pretrain", "c.json", "--quiet"]);
+        common::weights_sha256(&lab.path(dir), 6)
+    });
+    assert_eq!(ranks[0], ranks[1]);
+}
+
+#[test]
+fn recomputation_takes_less_memory() {
+    let lab = Lab::new();
+    let peak = |dir: &str, recompute: bool| {
+        let shape = [("num_hidden_layers", 8), ("hidden_size", 64), ("num_attention_heads", 2), ("intermediate_size", 256)];
+        let keys: Vec<String> = shape.iter().map(|(key, _)| format!("model.{key}")).collect();
+        let mut changes: Vec<(&str, Value)> = keys.iter().zip(shape).map(|(key, (_, value))| (key.as_str(), json!(value))).collect();
+        changes.extend([("run.dir", json!(dir)), ("train.recompute", json!(recompute)), ("train.max_steps", json!(2))]);
+        changes.extend([("train.batch_size", json!(512)), ("train.micro_batch_size", json!(256))]);
+        lab.config("c.json", &changes);
+        lab.ok(&["pretrain", "c.json", "--quiet"]);
+        metrics_of_memory(&lab, dir)
+    };
+    let (kept, again) = (peak("kept", false), peak("again", true));
+    assert!(again < kept - 20e6, "{kept} bytes with all kept, {again} with recomputation");
+}
+
+fn metrics_of_memory(lab: &Lab, run: &str) -> f64 {
+    let lines = lab.read(&format!("{run}/metrics.jsonl"));
+    let lines = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines.filter_map(|line| line["peak_memory"].as_f64()).fold(0.0, f64::max)
+}

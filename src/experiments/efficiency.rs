@@ -46,6 +46,8 @@ pub struct Efficiency {
     pub memory_gib: f64,
     /// Cells of stored scores are left out where one sequence needs more than this.
     pub largest_gib: f64,
+    /// Whether memory is measured, in a process a cell; what is missing is measured by a later call.
+    pub measure_memory: bool,
     /// libtorch's threads; 0: its own choice.
     pub threads: i64,
     pub out: PathBuf,
@@ -71,6 +73,7 @@ impl Default for Efficiency {
             rounds: 5,
             memory_gib: 16.0,
             largest_gib: 8.0,
+            measure_memory: true,
             threads: 0,
             out: "runs/efficiency".into(),
         }
@@ -190,17 +193,19 @@ impl Efficiency {
         element * (3.0 * n * d + keys) + scores
     }
 
-    fn passes(&self, n: i64, batch: i64, variant: Variant) -> impl Fn() -> Result<f64> {
+    /// Times a pass over so many sequences of so many tokens, at most n, through a model made for n.
+    fn passes(&self, n: i64, variant: Variant) -> impl Fn(i64, i64) -> Result<f64> {
         let config = self.model(n, variant);
         let mut parameters = Parameters::new(0, Device::Cpu);
         let encoder = Encoder::new(&mut parameters, &config);
         let vocabulary = config.vocabulary();
-        let ids = (Tensor::arange(batch * n, (Kind::Int64, Device::Cpu)) * 7919).remainder(vocabulary - 5).view([batch, n]) + 5;
         let kind = kind_of(self.precision);
-        move || {
+        move |batch, length| {
             let _guard = tch::no_grad_guard();
+            let numbers = Tensor::arange(batch * length, (Kind::Int64, Device::Cpu)) * 7919;
+            let ids = numbers.remainder(vocabulary - 5).view([batch, length]) + 5;
             let started = Instant::now();
-            let hidden = encoder.forward(&Input { ids: ids.shallow_clone(), attention_mask: None }, &Pass::evaluation(kind))?;
+            let hidden = encoder.forward(&Input { ids, attention_mask: None }, &Pass::evaluation(kind))?;
             let seconds = started.elapsed().as_secs_f64();
             if !hidden.sum(Kind::Float).double_value(&[]).is_finite() {
                 bail!("the hidden states are not finite");
@@ -229,7 +234,7 @@ impl Efficiency {
             let computed_bytes = self.computed_bytes(n, variant);
             let batch = self.batch(n, variant);
             cells.push(Cell { n, variant, seconds: Vec::new(), tokens: batch * n, bytes: None, computed_bytes, floor_seconds: Vec::new() });
-            passes.push((batch > 0).then(|| self.passes(n, batch, variant)));
+            passes.push((batch > 0).then(|| self.passes(n, variant)));
         }
         for round in 0..=self.rounds {
             for (cell, pass) in cells.iter_mut().zip(&passes) {
@@ -237,11 +242,13 @@ impl Efficiency {
                 if cell.seconds.first().is_some_and(|s| *s > LONG) {
                     continue;
                 }
-                let seconds = pass()?;
+                let seconds = pass(cell.tokens / n, n)?;
                 cell.seconds.extend((round > 0 || seconds > LONG).then_some(seconds));
                 if let Variant::Linformer(k) = cell.variant {
-                    let floor = floor::pass(&self.model, kind_of(self.precision), n, cell.tokens / n, k);
-                    cell.floor_seconds.extend((round > 0).then_some(floor));
+                    if round <= 2 {
+                        let floor = floor::pass(&self.model, kind_of(self.precision), n, cell.tokens / n, k);
+                        cell.floor_seconds.extend((round == 2 || self.rounds == 1).then_some(floor));
+                    }
                 }
             }
         }
@@ -252,7 +259,7 @@ impl Efficiency {
     fn measured(&self, n: i64, record: &Value) -> Option<Vec<Cell>> {
         let without_n = |e: &Value| {
             let mut e = e.clone();
-            e.as_object_mut().map(|o| ["n", "out"].map(|key| o.shift_remove(key)));
+            e.as_object_mut().map(|o| ["n", "out", "measure_memory"].map(|key| o.shift_remove(key)));
             e
         };
         if without_n(&record["efficiency"]) != without_n(&serde_json::to_value(self).ok()?) {
@@ -277,13 +284,13 @@ impl Efficiency {
     /// Peak memory of one pass over one sequence beyond what was there before, in this process (which must be fresh).
     pub fn measure_memory(&self, n: i64, variant: usize) -> Result<f64> {
         let Some(variant) = self.variants(n).get(variant).copied() else { bail!("no such cell") };
-        let pass = self.passes(n, 1, variant);
-        // A short pass first: libtorch's own buffers are not the model's.
-        self.passes(64, 1, if let Variant::Linformer(_) = variant { Variant::Linformer(32) } else { variant })()?;
+        let pass = self.passes(n, variant);
+        // A short pass first: libtorch's own buffers and the weights' copies are not the pass's.
+        pass(1, n.min(64))?;
         runtime::give_back_freed_memory();
         let before = runtime::resident_bytes().context("/proc/self/status")?;
         runtime::reset_peak_memory().context("/proc/self/clear_refs")?;
-        pass()?;
+        pass(1, n)?;
         Ok(runtime::peak_bytes().context("/proc/self/status")?.saturating_sub(before) as f64)
     }
 
@@ -319,16 +326,16 @@ pub fn run(efficiency: &Efficiency, file: &Path, overrides: &[String]) -> Result
     all.n.retain(|n| efficiency.n.contains(n) || efficiency.measured(*n, &earlier).is_some());
     let mut cells = Vec::new();
     for n in &all.n {
-        if let Some(mut row) = efficiency.measured(*n, &earlier) {
-            cells.append(&mut row);
-            continue;
-        }
-        let mut row = efficiency.measure(*n)?;
-        for (index, cell) in row.iter_mut().enumerate() {
+        let earlier = efficiency.measured(*n, &earlier);
+        let is_new = earlier.is_none();
+        let mut row = earlier.map_or_else(|| efficiency.measure(*n), Ok)?;
+        for (index, cell) in row.iter_mut().enumerate().filter(|(_, cell)| efficiency.measure_memory && cell.bytes.is_none()) {
             cell.bytes = efficiency.memory_of(file, overrides, cell, index);
         }
-        // A reader that went away is no reason to stop.
-        let _ = writeln!(std::io::stderr(), "n = {n}: measured");
+        if is_new {
+            // A reader that went away is no reason to stop.
+            let _ = writeln!(std::io::stderr(), "n = {n}: measured");
+        }
         cells.append(&mut row);
     }
     let text = align(table(&cells)) + NOTE;

@@ -4,7 +4,7 @@ use super::parent::Parent;
 use super::runs::flatten;
 use super::{Finished, Start};
 use crate::config::validate::parse_device;
-use crate::config::{AttentionKind, Config, Model, Origins};
+use crate::config::{AttentionKind, Backend, Config, Model, Origins};
 use crate::data::tokenizer::Tokenizer;
 use crate::digest::{file_sha256, sha256};
 use crate::distributed::{gpu, World};
@@ -202,6 +202,9 @@ impl<T: Task> Job<'_, T> {
             peak_flops,
             profiler,
         };
+        if self.config.model.backend == Backend::Fused {
+            parameters.make_copies(kind_of(self.config.train.precision))?;
+        }
         // What was read and prepared before is no part of training's peak.
         runtime::give_back_freed_memory();
         let _ = runtime::reset_peak_memory();

@@ -4,7 +4,7 @@
 
 use super::encoder::Encoder;
 use super::heads::{ClassificationHead, MaskedLmHead};
-use super::parameters::Parameters;
+use super::parameters::{Parameter, Parameters};
 use super::size::Head;
 use crate::config::{AttentionKind, Backend, Config, HiddenAct, Model, Norm, Precision, Sharing, Train};
 
@@ -13,7 +13,7 @@ pub const EVALUATION_TOKENS: i64 = 16_384;
 /// Predictions of an evaluation whose logits are made at once.
 pub const EVALUATION_PREDICTIONS: i64 = 1024;
 /// Program, libtorch and its threads' buffers on a CPU, measured.
-const PROGRAM: f64 = 280.0 * 1048576.0;
+const PROGRAM: f64 = 217.0 * 1048576.0;
 /// Rows whose sums are added up at once (`kRowChunk` in rows.h).
 const ROW_CHUNK: f64 = 128.0;
 
@@ -47,17 +47,15 @@ impl Memory {
             Head::MaskedLm => drop(MaskedLmHead::new(&mut parameters, model, encoder.word_embeddings())),
             Head::Classification => drop(ClassificationHead::new(&mut parameters, model, 2)),
         }
-        let count = |keep: &dyn Fn(&str, usize) -> bool| -> f64 {
-            parameters.iter().filter(|p| keep(&p.name, p.tensor.dim())).map(|p| p.tensor.numel() as f64).sum()
-        };
-        let (all, bf16) = (count(&|_, _| true), config.train.precision == Precision::Bf16);
-        let is_multiplied = |name: &str, dimensions: usize| dimensions > 1 && !name.contains("position") && !name.contains("token_type");
+        let count = |keep: fn(&Parameter) -> bool| parameters.iter().filter(|p| keep(p)).map(|p| p.tensor.numel() as f64).sum::<f64>();
+        let all = count(|_| true);
+        let is_copied = config.train.precision == Precision::Bf16 && model.backend == Backend::Fused;
         let step = Step::new(config, model, head);
         Self {
             program: PROGRAM,
             weights: 4.0 * all,
             moments: 8.0 * all,
-            copies: if bf16 { 2.0 * count(&is_multiplied) } else { 0.0 },
+            copies: if is_copied { 2.0 * count(|p| p.is_multiplied) } else { 0.0 },
             gradients: 4.0 * all,
             activations: step.activations(),
             working: step.working(),
@@ -80,7 +78,11 @@ impl Memory {
 impl Config {
     /// Sequences of an evaluation's pass.
     pub fn evaluation_sequences(&self) -> usize {
-        (EVALUATION_TOKENS / self.data.sequence_length.max(1)).clamp(1, 64) as usize
+        let fit = (EVALUATION_TOKENS / self.data.sequence_length.max(1)).clamp(1, 64) as usize;
+        match self.data.max_validation_sequences {
+            0 => fit,
+            limit => fit.min(limit),
+        }
     }
 }
 

@@ -12,6 +12,8 @@ pub struct Parameter {
     pub tensor: Tensor,
     /// The same tensor with its bf16 copy.
     pub weight: Weight,
+    /// Multiplied with activations: it has a bf16 copy where they are bf16.
+    pub is_multiplied: bool,
     /// false: a constant of the model (a fixed projection), saved but not learned.
     pub trainable: bool,
 }
@@ -64,20 +66,20 @@ impl Parameters {
 
     /// Makes a trainable weight.
     pub fn create(&mut self, name: &str, shape: &[i64], init: Init) -> Tensor {
-        self.add(name, shape, init, true).tensor().shallow_clone()
+        self.add(name, shape, init, true, false).tensor().shallow_clone()
     }
 
     /// Makes a trainable weight that is multiplied with activations: it gets a copy in their type.
     pub fn create_weight(&mut self, name: &str, shape: &[i64], init: Init) -> Weight {
-        self.add(name, shape, init, true)
+        self.add(name, shape, init, true, true)
     }
 
     /// Makes a weight that is saved with the model but never learned.
     pub fn create_constant(&mut self, name: &str, shape: &[i64], init: Init) -> Weight {
-        self.add(name, shape, init, false)
+        self.add(name, shape, init, false, true)
     }
 
-    fn add(&mut self, name: &str, shape: &[i64], init: Init, trainable: bool) -> Weight {
+    fn add(&mut self, name: &str, shape: &[i64], init: Init, trainable: bool, is_multiplied: bool) -> Weight {
         debug_assert!(self.get(name).is_none(), "two parameters are named {name}");
         let tensor = if (self.draws)(name) {
             init::draw(init, shape, self.seed, name).to_device(self.device)
@@ -86,7 +88,7 @@ impl Parameters {
         };
         let weight = Weight::new(tensor.set_requires_grad(trainable));
         let tensor = weight.tensor().shallow_clone();
-        self.list.push(Parameter { name: name.into(), tensor, weight: weight.shallow_clone(), trainable });
+        self.list.push(Parameter { name: name.into(), tensor, weight: weight.shallow_clone(), is_multiplied, trainable });
         weight
     }
 
@@ -105,6 +107,13 @@ impl Parameters {
     /// Number of weights, constants included.
     pub fn count(&self) -> i64 {
         self.list.iter().map(|p| p.tensor.numel() as i64).sum()
+    }
+
+    /// Makes the copies that a pass in `kind` needs. Made one by one on the first pass, they would stand between its
+    /// activations and tear the memory into pieces that the next steps cannot use.
+    pub fn make_copies(&self, kind: Kind) -> Result<(), NativeError> {
+        let wanted = self.list.iter().filter(|p| p.is_multiplied && kind == Kind::BFloat16 && self.device == Device::Cpu);
+        wanted.map(|p| p.weight.make_copy()).collect()
     }
 
     /// Leaves no gradients: the next backward pass makes them anew.

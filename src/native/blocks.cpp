@@ -100,3 +100,10 @@ Mask saved_mask(const torch::autograd::AutogradContext* context) {
 }
 
 }  // namespace linformer
+
+extern "C" int linformer_make_copy(const linformer::WeightPointers* weight) {
+  LINFORMER_TRY
+  linformer::in_type(*weight, at::kBFloat16);
+  return 0;
+  LINFORMER_CATCH(-1)
+}

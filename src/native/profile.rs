@@ -99,7 +99,9 @@ impl Record {
 
 fn with_record(f: impl FnOnce(&mut Record)) {
     if let Ok(mut record) = RECORD.lock() {
-        record.as_mut().map(f);
+        if let Some(record) = record.as_mut() {
+            f(record);
+        }
     }
 }
 

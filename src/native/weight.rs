@@ -1,7 +1,7 @@
 //! A weight matrix in fp32, with a copy in bf16 for products in bf16.
 
-use super::raw;
-use std::ffi::c_void;
+use super::{last_error, raw, NativeError};
+use std::ffi::{c_int, c_void};
 use tch::{Device, Kind, Tensor};
 
 /// An fp32 parameter and its bf16 copy. The copy is made when it is first used and again whenever the parameter has changed
@@ -22,6 +22,10 @@ pub(super) struct WeightPointers {
     version: *mut c_void,
 }
 
+extern "C" {
+    fn linformer_make_copy(weight: *const WeightPointers) -> c_int;
+}
+
 impl Weight {
     pub fn new(parameter: Tensor) -> Self {
         let copy = Tensor::empty([0], (Kind::BFloat16, parameter.device()));
@@ -36,6 +40,15 @@ impl Weight {
     /// The fp32 parameter.
     pub fn tensor(&self) -> &Tensor {
         &self.parameter
+    }
+
+    /// Makes the bf16 copy now.
+    pub fn make_copy(&self) -> Result<(), NativeError> {
+        // SAFETY: live tensors.
+        match unsafe { linformer_make_copy(&self.pointers()) } {
+            0 => Ok(()),
+            _ => Err(last_error()),
+        }
     }
 
     /// The parameter cast where it is used, with the cast in the graph.

@@ -151,8 +151,8 @@ impl Profile {
         json!({"steps": self.steps, "step_ms": self.step_milliseconds(), "parts": self.parts.iter().map(part).collect::<Vec<_>>()})
     }
 
-    /// Complete events of the Trace Event Format.
-    pub fn trace(&self) -> Value {
+    /// Complete events of the Trace Event Format, in JSON.
+    pub fn trace(&self) -> String {
         let event = |e: &Event| {
             let category = match e.what {
                 What::Span { .. } => "part",
@@ -160,10 +160,11 @@ impl Profile {
                 What::Operation => "operation",
             };
             json!({"name": short(&e.name), "cat": category, "ph": "X", "ts": e.begin, "dur": e.end - e.begin, "pid": 1, "tid": 1})
+                .to_string()
         };
-        let names =
-            ["process_name", "thread_name"].map(|what| json!({"name": what, "ph": "M", "pid": 1, "tid": 1, "args": {"name": "linformer"}}));
-        json!({"displayTimeUnit": "ms", "traceEvents": names.into_iter().chain(self.events.iter().map(event)).collect::<Vec<_>>()})
+        let name = |what: &str| json!({"name": what, "ph": "M", "pid": 1, "tid": 1, "args": {"name": "linformer"}}).to_string();
+        let lines: Vec<String> = ["process_name", "thread_name"].map(name).into_iter().chain(self.events.iter().map(event)).collect();
+        format!("{{\"displayTimeUnit\": \"ms\", \"traceEvents\": [\n{}\n]}}\n", lines.join(",\n"))
     }
 }
 

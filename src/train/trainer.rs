@@ -342,7 +342,7 @@ impl Session<'_> {
     /// Of the first rank.
     fn tell_profile(&mut self, profile: &Profile) -> Result<(), TrainError> {
         self.folder.write("profile.json", &profile.json())?;
-        self.folder.write_text("trace.json", &(profile.trace().to_string() + "\n"))?;
+        self.folder.write_text("trace.json", &profile.trace())?;
         self.log.progress.note(&format!("profile of a step; for chrome://tracing: {}", self.folder.path.join("trace.json").display()));
         profile.text().lines().for_each(|line| self.log.progress.note(line));
         Ok(())
