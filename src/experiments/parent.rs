@@ -36,7 +36,7 @@ pub struct Parent {
 }
 
 enum Weights {
-    Checkpoint(Checkpoint),
+    Checkpoint(Box<Checkpoint>),
     HuggingFace(Box<Imported>),
 }
 
@@ -96,7 +96,7 @@ impl Parent {
             let best = newest.state.best().filter(|_| theirs.data.task.is_some());
             best.and_then(|b| Checkpoint::open(&checkpoints.join(step_name(b.step))).ok()).unwrap_or(newest)
         };
-        Ok(Self { tokenizer: run.join("tokenizer.json"), run, model: theirs.model, weights: Weights::Checkpoint(checkpoint) })
+        Ok(Self { tokenizer: run.join("tokenizer.json"), run, model: theirs.model, weights: Weights::Checkpoint(Box::new(checkpoint)) })
     }
 
     /// Its run's config.
@@ -110,7 +110,7 @@ impl Parent {
     /// The checkpoint of a run; None of a Hugging Face one.
     pub fn checkpoint(&self) -> Option<&Checkpoint> {
         match &self.weights {
-            Weights::Checkpoint(checkpoint) => Some(checkpoint),
+            Weights::Checkpoint(checkpoint) => Some(checkpoint.as_ref()),
             Weights::HuggingFace(_) => None,
         }
     }

@@ -112,8 +112,8 @@ impl Parameters {
     /// Makes the copies that a pass in `kind` needs. Made one by one on the first pass, they would stand between its
     /// activations and tear the memory into pieces that the next steps cannot use.
     pub fn make_copies(&self, kind: Kind) -> Result<(), NativeError> {
-        let wanted = self.list.iter().filter(|p| p.is_multiplied && kind == Kind::BFloat16 && self.device == Device::Cpu);
-        wanted.map(|p| p.weight.make_copy()).collect()
+        let mut wanted = self.list.iter().filter(|p| p.is_multiplied && kind == Kind::BFloat16 && self.device == Device::Cpu);
+        wanted.try_for_each(|p| p.weight.make_copy())
     }
 
     /// Leaves no gradients: the next backward pass makes them anew.
