@@ -225,7 +225,7 @@ fn adam(bencher: Bencher) {
     let (gradients, averages, squares) = (like(), like(), like());
     let steps: Vec<Tensor> = weights.iter().map(|_| Tensor::zeros([], (Kind::Float, Device::Cpu))).collect();
     let settings = AdamSettings { lr: 1e-4, beta1: 0.9, beta2: 0.98, eps: 1e-6, gradient_divisor: 2.0, decoupled: 1 };
-    bencher.counter(BytesCount::new(7 * (7 << 20) * 4)).bench_local(|| {
+    bencher.counter(BytesCount::new(7u64 * (7 << 20) * 4)).bench_local(|| {
         let items: Vec<AdamItem> = (0..weights.len())
             .map(|i| AdamItem {
                 weight: &weights[i],
@@ -243,5 +243,5 @@ fn adam(bencher: Bencher) {
 #[divan::bench]
 fn gradient_norms(bencher: Bencher) {
     let gradients: Vec<Tensor> = (0..7).map(|_| numbers(&[1024, 1024], Kind::Float)).collect();
-    bencher.counter(BytesCount::new((7 << 20) * 4)).bench_local(|| norms(&gradients).unwrap());
+    bencher.counter(BytesCount::new((7u64 << 20) * 4)).bench_local(|| norms(&gradients).unwrap());
 }

@@ -297,7 +297,7 @@ fn readers(lab: &Lab) -> Vec<Reader> {
                             Ok(())
                         });
                     }
-                    let layout = TaskLayout { special: tokenizer.special, length: 16, truncation: Truncation::HeadTail };
+                    let layout = TaskLayout { special: tokenizer.special, length: 16, truncation: Truncation::HeadTail, segments: false };
                     let _ = sequences(&rows, &tokenizer, layout);
                 }
             }

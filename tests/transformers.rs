@@ -67,8 +67,8 @@ impl Cases {
         let special = tokenizer.special;
         let ids = [vec![special.cls], tokenizer.encode(SAMPLE).unwrap(), vec![special.sep]].concat();
         let masked = tokenizer.encode_masked(MASKED).unwrap().ids;
-        let masked = json!({"text": MASKED.replace("<mask>", &tokenizer.token(special.mask).unwrap()),
-            "ids": [vec![special.cls], masked, vec![special.sep]].concat()});
+        let masked_ids = [vec![special.cls], masked, vec![special.sep]].concat();
+        let masked = json!({"text": MASKED.replace("<mask>", &tokenizer.token(special.mask).unwrap()), "ids": masked_ids});
         self.0.push(json!({"folder": folder, "expected": file, "text": SAMPLE, "ids": ids, "masked": masked}));
     }
 
@@ -189,7 +189,9 @@ fn pairs_give_the_same_numbers_in_transformers() {
     lab.ok(&["import", text(&bert), "--out", "bert-lin", "--projected-dimension", "4", "--projection-init", "jl"]);
     lab.ok(&["import", text(&fixtures.join("roberta_classifier")), "--out", "roberta"]);
     let pairs: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(bert.join("pairs.json")).unwrap()).unwrap();
-    let row = |(i, p): (usize, &Value)| json!({"a": p["text"], "b": p["text_pair"], "label": ["x", "y"][i % 2]}).to_string() + "\n";
+    let row = |(i, p): (usize, &Value)| {
+        json!({"a": p["text"], "b": p["text_pair"], "label": if i % 2 == 0 { "x" } else { "y" }}).to_string() + "\n"
+    };
     lab.write("pairs.jsonl", pairs.iter().enumerate().map(row).collect::<String>());
     let mut cases = Cases::default();
     for (parent, family) in [("bert", "bert"), ("bert", "roberta"), ("bert-lin", "roberta"), ("roberta", "roberta")] {
