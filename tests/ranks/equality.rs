@@ -135,7 +135,7 @@ fn case_36_a_run_goes_on_with_the_next_epoch() {
     train(3, "cut", 10);
     let lines = |run: &str| {
         let train = metrics(&lab.path(run)).into_iter().filter(|m| m["split"] == "train");
-        train.map(|m| (m["step"].as_u64().unwrap(), m["tokens"].as_u64().unwrap(), m["loss"].as_f64().unwrap())).collect::<Vec<_>>()
+        train.map(|m| (m["step"].as_u64().unwrap(), m["tokens"].as_f64().unwrap(), m["loss"].as_f64().unwrap())).collect::<Vec<_>>()
     };
     let (whole, cut) = (lines("whole"), lines("cut"));
     assert_eq!(whole.iter().map(|l| l.0).collect::<Vec<_>>(), (1..=10).collect::<Vec<u64>>());

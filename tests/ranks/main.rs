@@ -60,13 +60,16 @@ impl Job {
     fn start(lab: &Lab, ranks: usize, args: &[&str]) -> Self {
         let count = ranks.to_string();
         let all = [&["launch", "--nproc", &count, "pretrain", "c.json", "--quiet"], args].concat();
-        let launcher = lab.command(&all).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut job = Self { launcher, ranks: Vec::new() };
         let run = args.iter().find_map(|a| a.strip_prefix("run.dir=")).unwrap_or("run");
         let metrics = lab.path(&format!("{run}/metrics.jsonl"));
+        let length = || std::fs::metadata(&metrics).map_or(0, |m| m.len());
+        // Of a run that goes on there are some already.
+        let before = length();
+        let launcher = lab.command(&all).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut job = Self { launcher, ranks: Vec::new() };
         wait_until("the ranks did not train", || {
             assert!(job.launcher.try_wait().unwrap().is_none(), "ended early: {}", logs(lab));
-            std::fs::metadata(&metrics).map_or(0, |m| m.len()) > 1000
+            length() > before + 1000
         });
         job.ranks = (0..ranks).map(|rank| job.pid_of(rank)).collect();
         job
