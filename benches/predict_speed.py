@@ -123,7 +123,7 @@ def exported(args, run: pathlib.Path, out: pathlib.Path, auto):
 def fill_mask(args, folder, lines) -> dict:
     model, tokenizer = exported(args, args.pretrained, folder / "lm", AutoModelForMaskedLM)
     guess = pipeline("fill-mask", model=model, tokenizer=tokenizer, top_k=5)
-    words = [" ".join(row).split()[:24] for row in lines[1:]]
+    words = [" ".join(row).split()[:10] for row in lines[1:]]
     texts = [" ".join(w[: len(w) // 2] + ["<mask>"] + w[len(w) // 2 + 1:]) for w in words]
     path = folder / "masks.txt"
     path.write_text("\n".join(texts) + "\n")

@@ -192,7 +192,7 @@ fn pairs_have_berts_token_types() {
     let rows: String = pairs
         .iter()
         .enumerate()
-        .map(|(i, p)| format!("{}\n", json!({"a": p["text"], "b": p["text_pair"], "label": if i % 2 == 0 { "x" } else { "y" }})))
+        .map(|(i, p)| format!("{}\n", json!({"a": p["text"], "b": p["text_pair"], "label": (["x", "y"][i % 2])})))
         .collect();
     lab.write("train.jsonl", rows);
     let task = json!({"name": "own", "train": "train.jsonl", "dev": "train.jsonl", "text": "a", "text_pair": "b", "label": "label", "labels": ["x", "y"]});

@@ -189,9 +189,7 @@ fn pairs_give_the_same_numbers_in_transformers() {
     lab.ok(&["import", text(&bert), "--out", "bert-lin", "--projected-dimension", "4", "--projection-init", "jl"]);
     lab.ok(&["import", text(&fixtures.join("roberta_classifier")), "--out", "roberta"]);
     let pairs: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(bert.join("pairs.json")).unwrap()).unwrap();
-    let row = |(i, p): (usize, &Value)| {
-        json!({"a": p["text"], "b": p["text_pair"], "label": if i % 2 == 0 { "x" } else { "y" }}).to_string() + "\n"
-    };
+    let row = |(i, p): (usize, &Value)| json!({"a": p["text"], "b": p["text_pair"], "label": (["x", "y"][i % 2])}).to_string() + "\n";
     lab.write("pairs.jsonl", pairs.iter().enumerate().map(row).collect::<String>());
     let mut cases = Cases::default();
     for (parent, family) in [("bert", "bert"), ("bert", "roberta"), ("bert-lin", "roberta"), ("roberta", "roberta")] {
