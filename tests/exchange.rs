@@ -445,11 +445,7 @@ fn a_linformer_goes_out_and_comes_back_bit_for_bit() {
         |folder: &str, step: &str| std::fs::read(lab.path(folder).join(format!("checkpoints/step-{step}/model.safetensors"))).unwrap();
     assert!(weights("run", "00000006") == weights("back", "00000000"));
     assert_eq!(lab.json("back/config.json")["model"]["attention"], lab.json("run/config.json")["model"]["attention"]);
-    // The tokenizer too, but that the export says what its mask stands for.
-    let mut back = lab.json("back/tokenizer.json");
-    let mask = back["added_tokens"].as_array_mut().unwrap().iter_mut().find(|t| t["content"] == "<mask>").unwrap();
-    assert_eq!(std::mem::replace(&mut mask["lstrip"], json!(false)), json!(true));
-    assert_eq!(back, lab.json("run/tokenizer.json"));
+    assert_eq!(lab.read("back/tokenizer.json"), lab.read("run/tokenizer.json"));
     lab.ok(&["export", "back", "--out", "hf2"]);
     for name in ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "modeling_linformer.py"] {
         assert!(lab.read_bytes(&format!("hf/{name}")) == lab.read_bytes(&format!("hf2/{name}")), "{name}");
