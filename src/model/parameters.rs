@@ -109,8 +109,7 @@ impl Parameters {
         self.list.iter().map(|p| p.tensor.numel() as i64).sum()
     }
 
-    /// Makes the copies that a pass in `kind` needs. Made one by one on the first pass, they would stand between its
-    /// activations and tear the memory into pieces that the next steps cannot use.
+    /// Makes the copies that a pass in `kind` needs, before its activations.
     pub fn make_copies(&self, kind: Kind) -> Result<(), NativeError> {
         let mut wanted = self.list.iter().filter(|p| p.is_multiplied && kind == Kind::BFloat16 && self.device == Device::Cpu);
         wanted.try_for_each(|p| p.weight.make_copy())
