@@ -268,7 +268,7 @@ fn regression(lab: &Lab, bad_label: &str) -> Value {
     lab.write("train.tsv", format!("text\tlabel\n{}A row too much\t{bad_label}\n", rows(20)));
     lab.write("dev.tsv", format!("text\tlabel\n{}", rows(9)));
     json!({"model": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "attention": {"k": 4}},
-        "data": {"task": {"name": "mine", "train": "train.tsv", "dev": "dev.tsv", "text": "text", "label": "label", "labels": []},
+        "data": {"task": {"name": "mine", "train": "train.tsv", "dev": "dev.tsv", "text": "text", "label": "label", "kind": "regression"},
                  "tokenizer": "bytes", "sequence_length": 24},
         "train": {"max_steps": 21, "batch_size": 4, "warmup_steps": 2, "log_every": 3, "eval_every": 7, "checkpoint_every": 5},
         "run": {"dir": "run"}})
