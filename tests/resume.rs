@@ -216,7 +216,7 @@ fn recomputation_changes_no_bit() {
 fn recomputation_takes_less_memory() {
     let lab = Lab::new();
     let peak = |dir: &str, recompute: bool| {
-        let shape = [("num_hidden_layers", 8), ("hidden_size", 64), ("num_attention_heads", 2), ("intermediate_size", 256)];
+        let shape = [("num_hidden_layers", 24), ("hidden_size", 64), ("num_attention_heads", 2), ("intermediate_size", 256)];
         let keys: Vec<String> = shape.iter().map(|(key, _)| format!("model.{key}")).collect();
         let mut changes: Vec<(&str, Value)> = keys.iter().zip(shape).map(|(key, (_, value))| (key.as_str(), json!(value))).collect();
         changes.extend([("run.dir", json!(dir)), ("train.recompute", json!(recompute)), ("train.max_steps", json!(2))]);
