@@ -517,7 +517,9 @@ fn a_terminal_gets_a_bar() {
     let fetching = Fetching::new(&zip, &[cut(70_000, &zip), serve(&zip)]);
     let program = env!("CARGO_BIN_EXE_linformer");
     let line = format!("{program} data fetch toy --to data --catalogue catalogue.json --base {}", fetching.server.base());
-    let ran = common::ran(Command::new("script").args(["-qec", &line, "/dev/null"]).current_dir(fetching.lab.path("")).output().unwrap());
+    let ran = common::ran(
+        Command::new("script").args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").current_dir(fetching.lab.path("")).output().unwrap(),
+    );
     assert!(ran.code == 0 && ran.stdout.contains("KiB/s") && ran.stdout.contains("toy: fetched"), "{}", ran.stdout);
     let plain = Fetching::new(&zip, &[cut(70_000, &zip), serve(&zip)]).works(&[]);
     assert!(plain.stderr.lines().count() == 1 && !plain.stderr.contains("KiB"), "{}", plain.stderr);
