@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tarball in a bare root: nothing there but it and the host's glibc. No Python, no Rust, no shell, no /proc, no home.
+# The tarball in a bare root: nothing there but it and the host's glibc. No Python, no Rust, no shell, no home.
 #   scripts/dist_check.sh            after make dist; needs root (chroot) or user namespaces
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,7 +8,9 @@ archive=$(ls -t dist/linformer-*.tar.* | grep -v sha256 | head -1)
 (cd dist && sha256sum --quiet -c "$(basename "$archive").sha256")
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
-mkdir -p "$root"/{tmp,trial/texts}
+mkdir -p "$root"/{tmp,trial/texts,proc/self}
+# All of /proc that the loader reads: where the program is, to find the libraries beside it. Containers have the real one.
+ln -s /linformer/bin/linformer "$root/proc/self/exe"
 tar -C "$root" -xf "$archive"
 mv "$root"/linformer-* "$root/linformer"
 # glibc alone.
