@@ -47,14 +47,15 @@ echo "setup: fetching libtorch $VERSION ($wanted) ..."
 pip() { python3 -m pip install --quiet --disable-pip-version-check --no-compile --target "$partial" "$@" || fail "pip could not install: $*"; }
 # The wheel of Python 3.13, whatever Python runs pip: only its libraries and headers are used.
 pip --no-deps --only-binary=:all: --python-version 3.13 --implementation cp --abi cp313 --platform manylinux_2_28_x86_64 "torch==$VERSION"
+# All of NVIDIA's in one call: they share a folder, and pip leaves out what comes to one that is there.
+nvidia=('nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-cupti==13.0.*')
 if [ $wanted = cuda ]; then
-  # Exactly what the wheel asks for, less its Python packages.
+  # Exactly what the wheel asks for, less its Python packages, and headers that CUDA's others include: NCCL is compiled here.
   mapfile -t libraries < <(sed -nE 's/^Requires-Dist: ((nvidia-|cuda-toolkit)[^;]*);.*/\1/p' "$partial"/torch-*.dist-info/METADATA)
-  pip "${libraries[@]}"
-  # Headers that CUDA's other headers include: NCCL between ranks is compiled here.
-  pip --no-deps 'nvidia-cuda-crt==13.0.*' 'nvidia-cuda-cccl==13.0.*'
+  pip "${nvidia[@]}" "${libraries[@]}" 'nvidia-cuda-crt==13.0.*' 'nvidia-cuda-cccl==13.0.*'
+else
+  pip --no-deps "${nvidia[@]}"
 fi
-pip --no-deps 'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-cupti==13.0.*'
 [ "$(version_in "$partial/torch")" = "$VERSION" ] || fail "the wheel does not hold libtorch $VERSION"
 echo "$VERSION $wanted" > "$partial/complete"
 rm -rf "$DIR"
