@@ -225,10 +225,16 @@ fn a_rank_that_came_apart_is_found_at_the_next_comparison_and_named() {
         ],
     );
     let job = Job::start(&lab, 3, &[ENDLESS]);
-    wait_until("no checkpoint", || steps(&lab.path("run")).iter().any(|name| name.starts_with("step-")));
     let name = "roberta.embeddings.word_embeddings.weight";
-    let weights = tch::Tensor::read_safetensors(lab.path(&format!("run/checkpoints/{}/model.safetensors", steps(&lab.path("run"))[0])));
-    let (_, weight) = weights.unwrap().into_iter().find(|(n, _)| n == name).unwrap();
+    let mut weight = None;
+    // A checkpoint may still be on its way, or gone again: older ones make room.
+    wait_until("no checkpoint", || {
+        let read = |step: &String| tch::Tensor::read_safetensors(lab.path(&format!("run/checkpoints/{step}/model.safetensors"))).ok();
+        let weights = steps(&lab.path("run")).iter().filter(|step| !step.ends_with(".tmp")).find_map(read);
+        weight = weights.into_iter().flatten().find(|(n, _)| n == name).map(|(_, weight)| weight);
+        weight.is_some()
+    });
+    let weight = weight.unwrap();
     let row: Vec<f32> = Vec::try_from(weight.get(7)).unwrap();
     let old: Vec<u8> = row.iter().flat_map(|v| v.to_le_bytes()).collect();
     let new: Vec<u8> = row.iter().flat_map(|v| (v + 0.5).to_le_bytes()).collect();
