@@ -11,7 +11,7 @@ events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}
 events.Reload()
 lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 groups = dict.fromkeys(["lr", "grad_norm", "grad_norm_max", "grad_norm_spikes", "skipped_steps"], "optim")
-groups |= dict.fromkeys(["tokens_per_second", "mfu", "data_wait", "padding", "checkpoint_stall"], "speed")
+groups |= dict.fromkeys(["tokens_per_second", "mfu", "data_wait", "padding", "checkpoint_stall", "peak_memory"], "speed")
 compared = 0
 for line in lines:
     for name, value in line.items():
