@@ -83,6 +83,13 @@ pub fn majority_share(truth: &[f64]) -> Option<f64> {
     truth.iter().map(count).max().map(|most| most as f64 / truth.len() as f64)
 }
 
+/// The middle value, of an even number the upper one of the two; None of none.
+pub fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied()
+}
+
 /// Mean and sample standard deviation (`None` for fewer than two values).
 pub fn mean_and_deviation(values: &[f64]) -> Option<(f64, Option<f64>)> {
     let n = values.len() as f64;

@@ -14,6 +14,7 @@ use super::Finished;
 use crate::config::load::Raw;
 use crate::config::{AttentionBackend, AttentionKind, KSpec, Model, Precision, Sharing};
 use crate::durable::replace;
+use crate::eval::median;
 use crate::log::plot::{Chart, LineChart, Series};
 use crate::model::{Encoder, Input, Parameters, Pass};
 use crate::native::runtime;
@@ -116,12 +117,6 @@ struct Cell {
     computed_bytes: f64,
     /// Of the matrix products of a pass alone, each round's; Linformers only.
     floor_seconds: Vec<f64>,
-}
-
-fn median(values: &[f64]) -> Option<f64> {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied()
 }
 
 impl Cell {

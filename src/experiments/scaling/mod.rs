@@ -13,6 +13,7 @@ pub mod record;
 pub mod report;
 
 use crate::distributed::World;
+use crate::eval::median;
 use crate::native::distributed::host_name;
 use crate::native::NativeError;
 use serde::{Deserialize, Serialize};
@@ -59,8 +60,7 @@ pub fn measure(world: &World, largest: usize, repetitions: usize) -> Result<Vec<
                 let slowest = world.gather([begun.elapsed().as_secs_f64()])?.into_iter().map(|[s]| s).fold(0.0, f64::max);
                 times.extend((repetition > 0).then_some(slowest));
             }
-            times.sort_by(f64::total_cmp);
-            Ok(Timing { ranks: world.size() as u64, crowding, bytes: bytes as f64, seconds: times[times.len() / 2] })
+            Ok(Timing { ranks: world.size() as u64, crowding, bytes: bytes as f64, seconds: median(&times).unwrap_or(f64::NAN) })
         })
         .collect()
 }

@@ -4,6 +4,7 @@ use super::model::{Algorithm, Network, Step};
 use super::record::{Load, Measured, Plan, Record, TrainingStep, WORTHWHILE};
 use super::Timing;
 use crate::durable::replace;
+use crate::eval::median;
 use crate::log::plot::{Chart, LineChart, Series};
 use crate::log::progress::thousands;
 use crate::table::align;
@@ -121,13 +122,12 @@ fn of_measured(measured: &Measured) -> Vec<String> {
     counts.dedup();
     for ranks in counts {
         let sums = measured.sums.iter().filter(|t| t.ranks == ranks);
-        let mut ratios: Vec<f64> = sums.map(|t| measured.sum(&network, t) / t.seconds).collect();
-        ratios.sort_by(f64::total_cmp);
-        let (Some(low), Some(high)) = (ratios.first(), ratios.last()) else { continue };
+        let ratios: Vec<f64> = sums.map(|t| measured.sum(&network, t) / t.seconds).collect();
+        let by = |choose: fn(f64, f64) -> f64| ratios.iter().copied().reduce(choose);
+        let (Some(low), Some(high), Some(middle)) = (by(f64::min), by(f64::max), median(&ratios)) else { continue };
         let fitted = if measured.fit_on.contains(&ranks) { "fitted" } else { "not fitted" };
         all.push(format!(
-            "Sums of {ranks} ranks ({fitted}): the model has {low:.2} to {high:.2} times what was measured, median {:.2}.",
-            ratios[ratios.len() / 2]
+            "Sums of {ranks} ranks ({fitted}): the model has {low:.2} to {high:.2} times what was measured, median {middle:.2}."
         ));
     }
     for step in measured.steps.iter().filter(|s| s.ranks > 1) {
