@@ -4,15 +4,10 @@
 #include "amx.h"
 
 #if defined(__AMX_BF16__) && defined(__linux__)
-#include <cpuid.h>
 #include <immintrin.h>
 #include <omp.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
 
 namespace linformer::amx {
 namespace {
@@ -124,19 +119,7 @@ void add_block(const uint16_t* left, const uint16_t* right, int64_t tiles, float
 
 }  // namespace
 
-bool available() {
-  static const bool is = [] {
-    // To compare them.
-    if (const char* wanted = std::getenv("LINFORMER_TILES"); wanted && !std::strcmp(wanted, "off")) return false;
-    unsigned a, b, c, d;
-    constexpr unsigned kBf16 = 1u << 22, kTiles = 1u << 24;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kBf16) == 0 || (d & kTiles) == 0) return false;
-    if (!kernels_named("avx512")) return false;
-    constexpr long kRequestPermission = 0x1023, kTileData = 18;
-    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-  }();
-  return is;
-}
+const bool kCompiled = true;
 
 int64_t scratch_bytes(int64_t a_width, int64_t b_width) { return (a_width + b_width) * kSlice * 2 + a_width * b_width * 4; }
 
@@ -175,7 +158,7 @@ void transposed_product(const Rows& a, const Rows& b, int64_t rows, float* out, 
 #else
 
 namespace linformer::amx {
-bool available() { return false; }
+const bool kCompiled = false;
 int64_t scratch_bytes(int64_t, int64_t) { return 0; }
 void transposed_product(const Rows&, const Rows&, int64_t, float*, void*, int) {}
 }  // namespace linformer::amx

@@ -6,7 +6,10 @@
 
 namespace linformer::amx {
 
-// Whether this processor has tiles for bf16 and the system lets this process use them.
+// Whether the compiler knew the instructions: else the product below is empty.
+extern const bool kCompiled;
+
+// Whether they were compiled, this processor has tiles for bf16, and the system lets this process use them.
 bool available();
 
 // Sides of the output come in pairs of tiles.

@@ -1,8 +1,15 @@
-// Which table of kernels this processor gets.
+// Which table of kernels this processor gets, and whether it gets tiles. Compiled for any processor: those that are asked about
+// here may lack what their kernels are made of.
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
+#include "amx.h"
 #include "kernels.h"
 
 namespace linformer {
@@ -33,6 +40,24 @@ const Kernels& kernels() {
     return &kernels_portable;
   }();
   return *best;
+}
+
+bool amx::available() {
+  static const bool is = [] {
+#if defined(__x86_64__) && defined(__linux__)
+    // To compare them.
+    if (const char* wanted = std::getenv("LINFORMER_TILES"); wanted && !std::strcmp(wanted, "off")) return false;
+    unsigned a, b, c, d;
+    constexpr unsigned kBf16 = 1u << 22, kTiles = 1u << 24;
+    if (!kCompiled || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kBf16) == 0 || (d & kTiles) == 0) return false;
+    if (!kernels_named("avx512")) return false;
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+  }();
+  return is;
 }
 
 }  // namespace linformer
