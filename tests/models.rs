@@ -62,6 +62,15 @@ fn the_classifier_dates_passages_and_has_the_accuracy_of_its_card() {
     assert!((found - claimed).abs() < 4e-3 && split["rows"] == 853, "{found}, the card says {claimed}: {split}");
 }
 
+/// transformers wants the file beside the weights: it is the one that an export writes today.
+#[test]
+fn the_models_python_is_that_of_an_export() {
+    let ours = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/exchange/modeling_linformer.py")).unwrap();
+    for name in ["prose", "prose-period"] {
+        assert!(std::fs::read_to_string(model(name).join("modeling_linformer.py")).unwrap() == ours, "{name}: export it again");
+    }
+}
+
 /// Small enough to be cloned with the program.
 #[test]
 fn the_models_are_small() {
