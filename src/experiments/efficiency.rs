@@ -1,4 +1,4 @@
-//! Time and memory of a forward pass against the sequence length (paper, Table 3 and Figure 2).
+//! Time and memory of a forward pass, or of one with its backward pass, against the sequence length (paper, Table 3 and Figure 2).
 //!
 //! Time at a fixed number of tokens, as the paper's figure has it: n grows, the batch shrinks. Memory of one sequence, and
 //! from it the largest batch in a budget, which is the paper's "memory saved". Against attention with its scores stored, as
@@ -11,17 +11,19 @@
 use super::floor;
 use super::paper::Table3;
 use super::Finished;
+use crate::config::json_schema::with_extra;
 use crate::config::load::Raw;
 use crate::config::{AttentionBackend, AttentionKind, KSpec, Model, Precision, Sharing};
 use crate::durable::replace;
 use crate::eval::median;
 use crate::log::plot::{Chart, LineChart, Series};
-use crate::model::{Encoder, Input, Parameters, Pass};
+use crate::model::{memory, Encoder, Input, Parameters, Pass};
 use crate::native::runtime;
 use crate::table::align;
 use crate::train::run::environment;
 use crate::train::trainer::kind_of;
 use anyhow::{bail, Context, Result};
+use schemars::{schema_for, JsonSchema};
 use serde::{Deserialize, Serialize};
 use serde_json::{json, Value};
 use std::io::Write;
@@ -31,7 +33,7 @@ use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
 /// The file.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Efficiency {
     /// The encoder; `attention.k` and `max_position_embeddings` come from below.
@@ -41,6 +43,7 @@ pub struct Efficiency {
     /// Tokens of a timed pass; the batch is that over n, at least 1. Fewer where stored scores need more than `largest_gib`.
     pub tokens: i64,
     pub precision: Precision,
+    pub pass: Timed,
     /// Timed passes of each cell, in turns with the others of the same n. Of passes longer than 10 seconds, one.
     pub rounds: usize,
     /// For the largest batch.
@@ -71,6 +74,7 @@ impl Default for Efficiency {
             k: vec![128, 256],
             tokens: 16384,
             precision: Precision::Fp32,
+            pass: Timed::Forward,
             rounds: 5,
             memory_gib: 16.0,
             largest_gib: 8.0,
@@ -79,6 +83,16 @@ impl Default for Efficiency {
             out: "runs/efficiency".into(),
         }
     }
+}
+
+/// What a timed pass is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Timed {
+    /// Inference, as in the paper's table.
+    Forward,
+    /// Training without the optimizer: activations are kept, and gradients are made.
+    ForwardBackward,
 }
 
 /// Seconds from which a pass is timed once, and its first time counts.
@@ -130,13 +144,19 @@ impl Cell {
     }
 }
 
+/// The keys of the file, for editors.
+pub fn schema() -> Value {
+    with_extra(schema_for!(Efficiency).to_value(), "linformer: time and memory", &[])
+}
+
 impl Efficiency {
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
         let Value::Object(schema) = serde_json::to_value(Self::default())? else { bail!("the defaults are no object") };
         let mut raw = Raw { value: schema.clone(), ..Raw::default() };
         raw.merge(Raw::read(path)?.value, &path.display().to_string());
         overrides.iter().try_for_each(|text| raw.apply(text))?;
-        let file: Self = raw.parse(&schema)?;
+        let mut file: Self = raw.parse(&schema)?;
+        file.precision = file.precision.resolved("cpu");
         if file.n.is_empty() || file.n.iter().chain(&file.k).any(|x| *x < 1) || file.rounds == 0 || file.tokens < 1 {
             bail!("{}: n, k, tokens and rounds: expected numbers of at least 1", path.display());
         }
@@ -171,6 +191,12 @@ impl Efficiency {
 
     /// What one sequence needs beyond the weights: the widest moment of a layer.
     fn computed_bytes(&self, n: i64, variant: Variant) -> f64 {
+        if self.pass == Timed::ForwardBackward {
+            let (model, h) = (self.model(n, variant), self.model.num_attention_heads as f64);
+            // The softmax of each layer is kept; in the backward pass its gradient and that of the scores stand beside it.
+            let matrices = if variant == Variant::Materialised { model.num_hidden_layers as f64 + 2.0 } else { 0.0 };
+            return memory::of_encoder(&model, self.precision, n) + 4.0 * matrices * h * (n * n) as f64;
+        }
         let element = if self.precision == Precision::Bf16 { 2.0 } else { 4.0 };
         let (d, h) = (self.model.hidden_size as f64, self.model.num_attention_heads as f64);
         let n = n as f64;
@@ -194,15 +220,25 @@ impl Efficiency {
         let mut parameters = Parameters::new(0, Device::Cpu);
         let encoder = Encoder::new(&mut parameters, &config);
         let vocabulary = config.vocabulary();
-        let kind = kind_of(self.precision);
+        let (kind, timed) = (kind_of(self.precision), self.pass);
         move |batch, length| {
-            let _guard = tch::no_grad_guard();
             let numbers = Tensor::arange(batch * length, (Kind::Int64, Device::Cpu)) * 7919;
             let ids = numbers.remainder(vocabulary - 5).view([batch, length]) + 5;
             let started = Instant::now();
-            let hidden = encoder.forward(&Input { ids, attention_mask: None }, &Pass::evaluation(kind))?;
+            let input = Input { ids, attention_mask: None };
+            let sum = match timed {
+                Timed::Forward => {
+                    let _guard = tch::no_grad_guard();
+                    encoder.forward(&input, &Pass::evaluation(kind))?.sum(Kind::Float)
+                }
+                Timed::ForwardBackward => {
+                    let sum = encoder.forward(&input, &Pass::training(kind, 0, 0, 0))?.sum(Kind::Float);
+                    sum.f_backward()?;
+                    sum.detach()
+                }
+            };
             let seconds = started.elapsed().as_secs_f64();
-            if !hidden.sum(Kind::Float).double_value(&[]).is_finite() {
+            if !sum.double_value(&[]).is_finite() {
                 bail!("the hidden states are not finite");
             }
             Ok(seconds)
@@ -240,7 +276,7 @@ impl Efficiency {
                 let seconds = pass(cell.tokens / n, n)?;
                 cell.seconds.extend((round > 0 || seconds > LONG).then_some(seconds));
                 if let Variant::Linformer(k) = cell.variant {
-                    if round <= 2 {
+                    if round <= 2 && self.pass == Timed::Forward {
                         let floor = floor::pass(&self.model, kind_of(self.precision), n, cell.tokens / n, k);
                         cell.floor_seconds.extend((round == 2 || self.rounds == 1).then_some(floor));
                     }
@@ -441,8 +477,14 @@ fn plot(efficiency: &Efficiency, cells: &[Cell]) -> LineChart {
     };
     LineChart {
         title: format!(
-            "Forward pass, {} layer(s), d = {}, {}",
-            efficiency.model.num_hidden_layers, efficiency.model.hidden_size, efficiency.precision
+            "{}, {} layer(s), d = {}, {}",
+            match efficiency.pass {
+                Timed::Forward => "Forward pass",
+                Timed::ForwardBackward => "Forward and backward pass",
+            },
+            efficiency.model.num_hidden_layers,
+            efficiency.model.hidden_size,
+            efficiency.precision
         ),
         x: "n, tokens in a sequence".into(),
         y: "microseconds per token".into(),
