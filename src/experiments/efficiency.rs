@@ -6,7 +6,7 @@
 //! layer's matrix products alone ([`super::floor`]).
 //!
 //! Rows that the results' file has already, under the same settings, are not measured again: a long table can be made in
-//! pieces, `n=[512,1024]` first.
+//! pieces, `n=[512,1024]` first, and goes on where it was broken off.
 
 use super::floor;
 use super::paper::Table3;
@@ -20,12 +20,14 @@ use crate::log::plot::{Chart, LineChart, Series};
 use crate::model::{memory, Encoder, Input, Parameters, Pass};
 use crate::native::runtime;
 use crate::table::align;
-use crate::train::run::environment;
+use crate::train::run::{cpu_model, environment};
 use crate::train::trainer::kind_of;
 use anyhow::{bail, Context, Result};
 use schemars::{schema_for, JsonSchema};
 use serde::{Deserialize, Serialize};
 use serde_json::{json, Value};
+use std::collections::btree_map::Entry;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -293,7 +295,9 @@ impl Efficiency {
             e.as_object_mut().map(|o| ["n", "out", "measure_memory"].map(|key| o.shift_remove(key)));
             e
         };
-        if without_n(&record["efficiency"]) != without_n(&serde_json::to_value(self).ok()?) {
+        // Times of another processor do not belong beside this one's.
+        let is_here = record["environment"]["cpu"].as_str() == Some(cpu_model().as_str());
+        if !is_here || without_n(&record["efficiency"]) != without_n(&serde_json::to_value(self).ok()?) {
             return None;
         }
         let numbers = |v: &Value| v.as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
@@ -341,7 +345,7 @@ impl Efficiency {
     }
 }
 
-/// Measures what is not measured yet, writes table, JSON and plots, and gives the table as text.
+/// Measures what is not measured yet, writes table, JSON and plots after each n, and gives the table as text.
 pub fn run(efficiency: &Efficiency, file: &Path, overrides: &[String]) -> Result<(String, Finished)> {
     if efficiency.threads > 0 {
         tch::set_num_threads(i32::try_from(efficiency.threads).unwrap_or(i32::MAX));
@@ -350,29 +354,34 @@ pub fn run(efficiency: &Efficiency, file: &Path, overrides: &[String]) -> Result
     std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
     let earlier = std::fs::read_to_string(out.join("efficiency.json")).ok().and_then(|text| serde_json::from_str(&text).ok());
     let earlier: Value = earlier.unwrap_or_default();
-    let mut all = efficiency.clone();
-    all.n.extend(earlier["cells"].as_array().into_iter().flatten().filter_map(|c| c["n"].as_i64()));
-    all.n.sort_unstable();
-    all.n.dedup();
-    all.n.retain(|n| efficiency.n.contains(n) || efficiency.measured(*n, &earlier).is_some());
-    let mut cells = Vec::new();
-    for n in &all.n {
-        let earlier = efficiency.measured(*n, &earlier);
-        let is_new = earlier.is_none();
-        let mut row = earlier.map_or_else(|| efficiency.measure(*n), Ok)?;
+    let lengths = earlier["cells"].as_array().into_iter().flatten().filter_map(|c| c["n"].as_i64());
+    let mut rows: BTreeMap<i64, Vec<Cell>> = lengths.filter_map(|n| Some((n, efficiency.measured(n, &earlier)?))).collect();
+    for n in &efficiency.n {
+        let is_new = !rows.contains_key(n);
+        let row = match rows.entry(*n) {
+            Entry::Occupied(row) => row.into_mut(),
+            Entry::Vacant(place) => place.insert(efficiency.measure(*n)?),
+        };
         for (index, cell) in row.iter_mut().enumerate().filter(|(_, cell)| efficiency.measure_memory && cell.bytes.is_none()) {
             cell.bytes = efficiency.memory_of(file, overrides, cell, index);
         }
         if is_new {
             // A reader that went away is no reason to stop.
             let _ = writeln!(std::io::stderr(), "n = {n}: measured");
+            write(efficiency, &rows)?;
         }
-        cells.append(&mut row);
     }
-    let text = align(table(&cells)) + NOTE;
+    write(efficiency, &rows)
+}
+
+fn write(efficiency: &Efficiency, rows: &BTreeMap<i64, Vec<Cell>>) -> Result<(String, Finished)> {
+    let all = Efficiency { n: rows.keys().copied().collect(), ..efficiency.clone() };
+    let cells: Vec<&Cell> = rows.values().flatten().collect();
+    let out = &efficiency.out;
     let save = |name: &str, text: &str| replace(&out.join(name), text.as_bytes()).with_context(|| out.join(name).display().to_string());
+    let text = align(table(&cells)) + NOTE;
     save("table.txt", &text)?;
-    let json_of = |c: &Cell| c.json(&all, extrapolated(&cells, c));
+    let json_of = |c: &&Cell| c.json(&all, extrapolated(&cells, c));
     let record = json!({"efficiency": all, "environment": environment("cpu", 0.0), "cells": cells.iter().map(json_of).collect::<Vec<_>>()});
     save("efficiency.json", &(serde_json::to_string_pretty(&record)? + "\n"))?;
     plot(&all, &cells).render(&out.join("time_per_token"))?;
@@ -382,7 +391,7 @@ pub fn run(efficiency: &Efficiency, file: &Path, overrides: &[String]) -> Result
 const NOTE: &str = "~: no memory for it here; time a token as a line in n through the two longest that were measured, bytes as computed.\n";
 
 /// Microseconds a token of a cell of stored scores that did not fit: scores of n x n cost n a token, all else is flat.
-fn extrapolated(cells: &[Cell], cell: &Cell) -> Option<f64> {
+fn extrapolated(cells: &[&Cell], cell: &Cell) -> Option<f64> {
     if cell.variant != Variant::Materialised || !cell.seconds.is_empty() {
         return None;
     }
@@ -413,7 +422,7 @@ fn number((value, is_measured): (Option<f64>, bool), digits: usize) -> String {
     value.map_or_else(|| "-".to_string(), |v| format!("{}{v:.digits$}", if is_measured { "" } else { "~" }))
 }
 
-fn table(cells: &[Cell]) -> Vec<Vec<String>> {
+fn table(cells: &[&Cell]) -> Vec<Vec<String>> {
     let header = [
         "n",
         "attention",
@@ -434,7 +443,7 @@ fn table(cells: &[Cell]) -> Vec<Vec<String>> {
     };
     let bytes = |c: &Cell| (Some(c.bytes.unwrap_or(c.computed_bytes)), c.bytes.is_some());
     let row = |cell: &Cell| {
-        let of = |variant: Variant| cells.iter().find(|c| c.n == cell.n && c.variant == variant);
+        let of = |variant: Variant| cells.iter().find(|c| c.n == cell.n && c.variant == variant).copied();
         // How many times more the other variant takes.
         let ratio = |of_what: &dyn Fn(&Cell) -> (Option<f64>, bool), variant| {
             let Some((other, is_measured)) = of(variant).map(of_what) else { return (None, true) };
@@ -459,10 +468,10 @@ fn table(cells: &[Cell]) -> Vec<Vec<String>> {
             number((paper.1, true), 1),
         ]
     };
-    std::iter::once(header.to_vec()).chain(cells.iter().map(row)).collect()
+    std::iter::once(header.to_vec()).chain(cells.iter().copied().map(row)).collect()
 }
 
-fn plot(efficiency: &Efficiency, cells: &[Cell]) -> LineChart {
+fn plot(efficiency: &Efficiency, cells: &[&Cell]) -> LineChart {
     let mut variants: Vec<Variant> = Vec::new();
     cells.iter().for_each(|c| {
         if !variants.contains(&c.variant) {
