@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 pub fn take(sweep: &Path, config: &Config) -> Result<Option<PathBuf>> {
     let Some(dir) = config.run.dir.as_deref() else { return Ok(None) };
     let failed = || dir.display().to_string();
-    if dir.is_symlink() && !dir.exists() {
-        // The other sweep was removed.
+    if dir.is_symlink() && !is_same(dir, &without_place(config.clone())) {
+        // The other sweep was removed or made anew, or this one's file was changed: only the link goes.
         fs::remove_file(dir).with_context(failed)?;
     }
     if dir.exists() {
@@ -40,9 +40,12 @@ pub fn find(sweep: &Path, config: &Config) -> Option<PathBuf> {
     let wanted = without_place(config.clone());
     let mut candidates: Vec<PathBuf> = folders(sweep.parent()?).filter(|other| other != sweep).flat_map(|other| folders(&other)).collect();
     candidates.sort();
-    candidates.into_iter().find(|run| {
-        !run.is_symlink() && read_summary(run).is_some() && read_config(run).is_ok_and(|theirs| without_place(theirs) == wanted)
-    })
+    candidates.into_iter().find(|run| !run.is_symlink() && is_same(run, &wanted))
+}
+
+/// Whether a run is done and had this config.
+fn is_same(run: &Path, wanted: &serde_json::Value) -> bool {
+    read_summary(run).is_some() && read_config(run).is_ok_and(|theirs| without_place(theirs) == *wanted)
 }
 
 fn folders(path: &Path) -> impl Iterator<Item = PathBuf> {
