@@ -21,13 +21,14 @@ const UNITS: [&str; 16] = [
 ];
 /// By itself: the headers of c10d are not those of the others.
 const DISTRIBUTED: &str = "src/native/distributed.cpp";
-const HEADERS: [&str; 9] = [
+const HEADERS: [&str; 10] = [
     "gloo_headers",
     "shim.h",
     "blocks.h",
     "philox.h",
     "rows.h",
     "kernels/kernels.h",
+    "kernels/lanes.h",
     "kernels/vector.h",
     "kernels/gelu.h",
     "kernels/amx.h",

@@ -58,6 +58,11 @@ shift_text() {
     --by 0,1,2,4,8,16 --sequences 512 --out $results/shift
 }
 
+efficiency() {
+  say "efficiency: time and memory against n (about half an hour, best with nothing beside it)"
+  "$bin" efficiency experiments/small/efficiency.json && "$bin" efficiency experiments/small/efficiency-training.json
+}
+
 report() {
   say "report"
   "$bin" report $results && mv $results/reproduction.md docs/reproduction.md
@@ -68,13 +73,13 @@ failed=()
 step() { "$@" || failed+=("$*"); }
 
 steps=("$@")
-[ ${#steps[@]} -gt 0 ] || steps=(figure3ab spectrum minilm theorems shift_text figure3c initialisation figure3d listops warm-start projections k-by-depth bias table2 smoothing padding tasks-pretrain-sweep table2-real)
+[ ${#steps[@]} -gt 0 ] || steps=(efficiency figure3ab spectrum minilm theorems shift_text figure3c initialisation figure3d listops warm-start projections k-by-depth bias table2 smoothing padding tasks-pretrain-sweep table2-real)
 [ "${steps[0]}" != first ] || steps=(figure3ab spectrum theorems shift_text initialisation)
 
 step data
 for name in "${steps[@]}"; do
   case $name in
-    spectrum | minilm | theorems | shift_text) step "$name" ;;
+    efficiency | spectrum | minilm | theorems | shift_text) step "$name" ;;
     table2-real) [ -d data/glue/SST-2 ] && step sweep "$name" || echo "table2-real: data/glue/SST-2 is not there (linformer data fetch sst2); left out" ;;
     *) step sweep "$name" ;;
   esac

@@ -252,6 +252,18 @@ fn efficiency_measures_time_and_memory_and_leaves_out_what_does_not_fit() {
     let line = time(128) + (time(128) - time(64)) / 64.0 * 384.0;
     let told = stored["extrapolated_microseconds_per_token"].as_f64().unwrap();
     assert!(stored["microseconds_per_token"].is_null() && (told - line).abs() < 1e-9 * line.abs(), "{told} {line}");
+    // Training keeps activations and makes gradients: more memory than inference, measured and computed.
+    lab.ok(&["efficiency", "e.json", "pass=forward_backward", "largest_gib=1", "out=training"]);
+    let training = lab.json("training/efficiency.json");
+    for attention in ["k=16", "fused"] {
+        let (inference, training) = (of(&record, 512, attention), of(&training, 512, attention));
+        for key in ["bytes", "computed_bytes"] {
+            let (less, more) = (inference[key].as_f64().unwrap(), training[key].as_f64().unwrap());
+            assert!(more > less, "{attention}: {key} {less} {more}");
+        }
+        assert_eq!(training["floor_seconds"].as_array().unwrap().len(), 0);
+    }
+    assert!(lab.read("training/time_per_token.svg").contains("Forward and backward pass"));
     lab.ok(&["efficiency", "e.json", "n=[64]", "tokens=64", "k=[16]"]);
     assert_eq!(lab.json("out/efficiency.json")["efficiency"]["n"], json!([64]));
     let refused = lab.run(&["efficiency", "e.json", "token=5"]);

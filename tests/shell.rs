@@ -58,6 +58,11 @@ fn config_show_says_where_every_value_came_from() {
     let again: Value = serde_json::from_str(&lab.ok(&["config", "show", "again.json", "--json"]).stdout).unwrap();
     assert_eq!(again["config"], all["config"]);
     let schema: Value = serde_json::from_str(&lab.ok(&["config", "schema"]).stdout).unwrap();
+    let efficiency: Value = serde_json::from_str(&lab.ok(&["config", "schema", "--efficiency"]).stdout).unwrap();
+    let file: Value = serde_json::from_str(&std::fs::read_to_string("experiments/small/efficiency.json").unwrap()).unwrap();
+    let unknown: Vec<&String> =
+        file.as_object().unwrap().keys().filter(|key| efficiency["properties"].get(key.as_str()).is_none()).collect();
+    assert!(unknown.is_empty() && efficiency["additionalProperties"] == false, "{unknown:?}");
     assert!(schema["properties"]["extends"].is_object() && schema["$schema"].as_str().unwrap().contains("2020-12"));
     let ran = lab.run(&["config", "show", "mine.json", "train.batchsize=4"]);
     assert!(ran.code == 2 && ran.stderr.contains("did you mean train.batch_size?"), "{}", ran.stderr);

@@ -192,6 +192,44 @@ fn a_sweep_leaves_results_and_a_report_is_made_of_them() {
     }
 }
 
+/// The same config in two sweeps: the second takes the first's run, and makes its own again once that is gone.
+#[test]
+fn a_run_that_another_sweep_made_is_taken() {
+    let lab = Lab::new();
+    lab.config("base.json", &[]);
+    lab.write("first.json", json!({"base": "base.json", "dir": "runs/first", "grid": {"train.seed": [0, 1]}}).to_string());
+    let second = json!({"base": "base.json", "dir": "runs/second", "results": "results/second", "reuse": true,
+        "variants": [{"name": "same"}, {"name": "faster", "set": {"train.learning_rate": 0.002}, "against": "same"}]});
+    lab.write("second.json", second.to_string());
+    lab.ok(&["sweep", "first.json"]);
+    assert!(lab.ok(&["sweep", "second.json", "--dry-run"]).stdout.contains("the same as runs/first/seed=0"));
+    let before = common::snapshot(&lab.path("runs/first"));
+    let ran = lab.ok(&["sweep", "second.json"]);
+    assert!(ran.stderr.contains("[1/2] same: the same as runs/first/seed=0"), "{}", ran.stderr);
+    assert_eq!(common::snapshot(&lab.path("runs/first")), before);
+    let results = lab.json("results/second/results.json");
+    assert_eq!(results["runs"][0]["taken_from"], "first/seed=0");
+    assert!(results["runs"][1].get("taken_from").is_none(), "{results}");
+    // Other weights on the run's way are noticed: its inputs are held against those of now.
+    let inputs = lab.read("runs/first/seed=0/inputs.json");
+    lab.write("runs/first/seed=0/inputs.json", inputs.replacen(|c: char| c.is_ascii_digit(), "x", 1));
+    let refused = lab.run(&["sweep", "second.json"]);
+    assert!(refused.code == 1 && refused.stderr.contains("inputs."), "{}", refused.stderr);
+    lab.write("runs/first/seed=0/inputs.json", &inputs);
+    // Another config wants another run: the link goes, what it led to stays.
+    lab.ok(&["sweep", "second.json", "train.weight_decay=0.5", "--results", "other"]);
+    assert!(!lab.path("runs/second/same").is_symlink() && lab.json("other/results.json")["runs"][0].get("taken_from").is_none());
+    assert_eq!(common::snapshot(&lab.path("runs/first")), before);
+    std::fs::remove_dir_all(lab.path("runs/second")).unwrap();
+    lab.ok(&["sweep", "second.json"]);
+    // The bits that were promised.
+    std::fs::remove_dir_all(lab.path("runs/first")).unwrap();
+    lab.ok(&["sweep", "second.json"]);
+    let again = lab.json("results/second/results.json");
+    assert_eq!(again["runs"][0]["summary"]["loss"], results["runs"][0]["summary"]["loss"]);
+    assert!(again["runs"][0].get("taken_from").is_none(), "{again}");
+}
+
 /// Every committed page and table is what the committed numbers make, and the list of claims too.
 #[test]
 fn what_is_committed_agrees_with_the_committed_numbers() {

@@ -2,6 +2,7 @@
 
 use super::out;
 use crate::config::{json_schema, load};
+use crate::experiments;
 use anyhow::Result;
 use clap::Subcommand;
 use serde_json::{json, Map, Value};
@@ -29,18 +30,26 @@ pub enum ConfigCommand {
     /// The JSON Schema of experiment files, for editors
     #[command(after_help = "Examples:
   linformer config schema > linformer.schema.json          # then, in a config: \"$schema\": \"linformer.schema.json\"
-  linformer config schema --sweep > sweep.schema.json")]
+  linformer config schema --sweep > sweep.schema.json
+  linformer config schema --efficiency > efficiency.schema.json")]
     Schema {
         /// Of sweep files
         #[arg(long)]
         sweep: bool,
+        /// Of the files that `linformer efficiency` reads
+        #[arg(long, conflicts_with = "sweep")]
+        efficiency: bool,
     },
 }
 
 pub fn run(command: ConfigCommand) -> Result<()> {
     match command {
-        ConfigCommand::Schema { sweep } => {
-            let schema = if sweep { json_schema::sweep() } else { json_schema::config() };
+        ConfigCommand::Schema { sweep, efficiency } => {
+            let schema = match (sweep, efficiency) {
+                (true, _) => json_schema::sweep(),
+                (_, true) => experiments::efficiency::schema(),
+                _ => json_schema::config(),
+            };
             out(&(serde_json::to_string_pretty(&schema)? + "\n"))
         }
         ConfigCommand::Show { config, overrides, set_only, json } => show(&config, &overrides, set_only, json),

@@ -346,7 +346,8 @@ fn done(result: Result<()>) -> Result<Finished> {
 }
 
 fn precision(text: &str) -> Result<Precision, String> {
-    serde_json::from_value(text.into()).map_err(|_| "expected fp32 or bf16".into())
+    let found = serde_json::from_value(text.into()).ok().filter(|p| *p != Precision::Auto);
+    found.ok_or_else(|| "expected fp32 or bf16".into())
 }
 
 fn efficiency(config: &Path, overrides: &[String], cell: Option<&str>) -> Result<Finished> {

@@ -17,7 +17,8 @@ pub fn sweep() -> Value {
     with_extra(schema_for!(SweepFile).to_value(), "linformer: a sweep", &[])
 }
 
-fn with_extra(mut schema: Value, title: &str, extra: &[(&str, Value)]) -> Value {
+/// A file's schema with its title, and keys that its type does not have.
+pub fn with_extra(mut schema: Value, title: &str, extra: &[(&str, Value)]) -> Value {
     schema["title"] = title.into();
     schema["properties"]["$schema"] = json!({"type": "string", "description": "Where this schema is; for editors."});
     for (key, value) in extra {

@@ -125,7 +125,8 @@ impl Raw {
 
     /// The typed config: unknown keys and wrong types are refused by name, then [`Config::validate`].
     pub fn into_config(self) -> Result<(Config, Origins), ConfigError> {
-        let config = self.parse::<Config>(&default_object())?;
+        let mut config = self.parse::<Config>(&default_object())?;
+        config.train.precision = config.train.precision.resolved(&config.run.device);
         config.validate(&self.origins)?;
         Ok((config, self.origins))
     }

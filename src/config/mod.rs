@@ -2,11 +2,13 @@
 //! `key=value`, and errors that name the file, the key and the nearest right one.
 //!
 //! [`load`] merges files and overrides, [`schema`] holds the keys with their defaults ([`ranks`] those of many processes), [`validate`]
-//! refuses what cannot be trained, [`sweep`] expands a grid, [`json_schema`] tells editors the keys.
+//! refuses what cannot be trained, [`precision`] knows what this machine is good at, [`sweep`] expands a grid, [`json_schema`] tells
+//! editors the keys.
 
 pub mod json_schema;
 pub mod load;
 pub mod model;
+pub mod precision;
 pub mod ranks;
 pub mod schema;
 pub mod sweep;

@@ -255,7 +255,12 @@ choice!(ScheduleKind { Linear = "linear", Cosine = "cosine", Constant = "constan
 choice!(OptimizerKind { AdamW = "adamw", Adam = "adam" });
 choice!(
     /// Arithmetic of the forward and backward pass; weights and optimizer state are fp32 either way.
-    Precision { Fp32 = "fp32", Bf16 = "bf16" }
+    Precision {
+        Fp32 = "fp32",
+        Bf16 = "bf16",
+        /// bf16 on a GPU and on processors that multiply it, fp32 on others; a run's folder holds what it came to.
+        Auto = "auto",
+    }
 );
 
 /// How it is learned.

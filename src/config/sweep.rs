@@ -33,11 +33,26 @@ pub struct SweepFile {
     pub results: Option<PathBuf>,
     /// What is compared: `loss` (pretraining) or `value` (fine-tuning); empty: by the kind of the runs.
     pub measure: String,
+    /// Whether a finished run of a sweep beside this one (a folder beside `dir`) with the same config is taken instead of made again.
+    pub reuse: bool,
     /// Minutes that all runs take, and where.
     pub minutes: Option<f64>,
     pub machine: String,
     /// Keys on which the paper is silent, and where our value is from.
     pub silent: BTreeMap<String, String>,
+    /// Numbers of others that the report sets beside the runs.
+    pub published: Vec<Published>,
+}
+
+/// A number that someone else has published.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Published {
+    /// Which model, trained on what.
+    pub what: String,
+    pub value: f64,
+    pub unit: String,
+    pub source: String,
 }
 
 /// A named set of keys.
@@ -217,7 +232,8 @@ fn grid_points(grid: &Map<String, Value>) -> Result<Vec<Point>, String> {
 }
 
 fn schema() -> Map<String, Value> {
-    let keys = ["base", "dir", "variants", "grid", "set", "about", "results", "measure", "minutes", "machine", "silent"];
+    let keys =
+        ["base", "dir", "variants", "grid", "set", "about", "results", "measure", "reuse", "minutes", "machine", "silent", "published"];
     keys.into_iter().map(|key| (key.to_string(), Value::Null)).collect()
 }
 

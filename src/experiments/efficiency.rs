@@ -1,4 +1,4 @@
-//! Time and memory of a forward pass against the sequence length (paper, Table 3 and Figure 2).
+//! Time and memory of a forward pass, or of one with its backward pass, against the sequence length (paper, Table 3 and Figure 2).
 //!
 //! Time at a fixed number of tokens, as the paper's figure has it: n grows, the batch shrinks. Memory of one sequence, and
 //! from it the largest batch in a budget, which is the paper's "memory saved". Against attention with its scores stored, as
@@ -6,24 +6,28 @@
 //! layer's matrix products alone ([`super::floor`]).
 //!
 //! Rows that the results' file has already, under the same settings, are not measured again: a long table can be made in
-//! pieces, `n=[512,1024]` first.
+//! pieces, `n=[512,1024]` first, and goes on where it was broken off.
 
 use super::floor;
 use super::paper::Table3;
 use super::Finished;
+use crate::config::json_schema::with_extra;
 use crate::config::load::Raw;
 use crate::config::{AttentionBackend, AttentionKind, KSpec, Model, Precision, Sharing};
 use crate::durable::replace;
 use crate::eval::median;
 use crate::log::plot::{Chart, LineChart, Series};
-use crate::model::{Encoder, Input, Parameters, Pass};
+use crate::model::{memory, Encoder, Input, Parameters, Pass};
 use crate::native::runtime;
 use crate::table::align;
-use crate::train::run::environment;
+use crate::train::run::{cpu_model, environment};
 use crate::train::trainer::kind_of;
 use anyhow::{bail, Context, Result};
+use schemars::{schema_for, JsonSchema};
 use serde::{Deserialize, Serialize};
 use serde_json::{json, Value};
+use std::collections::btree_map::Entry;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -31,7 +35,7 @@ use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
 /// The file.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Efficiency {
     /// The encoder; `attention.k` and `max_position_embeddings` come from below.
@@ -41,6 +45,7 @@ pub struct Efficiency {
     /// Tokens of a timed pass; the batch is that over n, at least 1. Fewer where stored scores need more than `largest_gib`.
     pub tokens: i64,
     pub precision: Precision,
+    pub pass: Timed,
     /// Timed passes of each cell, in turns with the others of the same n. Of passes longer than 10 seconds, one.
     pub rounds: usize,
     /// For the largest batch.
@@ -71,6 +76,7 @@ impl Default for Efficiency {
             k: vec![128, 256],
             tokens: 16384,
             precision: Precision::Fp32,
+            pass: Timed::Forward,
             rounds: 5,
             memory_gib: 16.0,
             largest_gib: 8.0,
@@ -79,6 +85,16 @@ impl Default for Efficiency {
             out: "runs/efficiency".into(),
         }
     }
+}
+
+/// What a timed pass is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Timed {
+    /// Inference, as in the paper's table.
+    Forward,
+    /// Training without the optimizer: activations are kept, and gradients are made.
+    ForwardBackward,
 }
 
 /// Seconds from which a pass is timed once, and its first time counts.
@@ -130,13 +146,19 @@ impl Cell {
     }
 }
 
+/// The keys of the file, for editors.
+pub fn schema() -> Value {
+    with_extra(schema_for!(Efficiency).to_value(), "linformer: time and memory", &[])
+}
+
 impl Efficiency {
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
         let Value::Object(schema) = serde_json::to_value(Self::default())? else { bail!("the defaults are no object") };
         let mut raw = Raw { value: schema.clone(), ..Raw::default() };
         raw.merge(Raw::read(path)?.value, &path.display().to_string());
         overrides.iter().try_for_each(|text| raw.apply(text))?;
-        let file: Self = raw.parse(&schema)?;
+        let mut file: Self = raw.parse(&schema)?;
+        file.precision = file.precision.resolved("cpu");
         if file.n.is_empty() || file.n.iter().chain(&file.k).any(|x| *x < 1) || file.rounds == 0 || file.tokens < 1 {
             bail!("{}: n, k, tokens and rounds: expected numbers of at least 1", path.display());
         }
@@ -171,6 +193,12 @@ impl Efficiency {
 
     /// What one sequence needs beyond the weights: the widest moment of a layer.
     fn computed_bytes(&self, n: i64, variant: Variant) -> f64 {
+        if self.pass == Timed::ForwardBackward {
+            let (model, h) = (self.model(n, variant), self.model.num_attention_heads as f64);
+            // The softmax of each layer is kept; in the backward pass its gradient and that of the scores stand beside it.
+            let matrices = if variant == Variant::Materialised { model.num_hidden_layers as f64 + 2.0 } else { 0.0 };
+            return memory::of_encoder(&model, self.precision, n) + 4.0 * matrices * h * (n * n) as f64;
+        }
         let element = if self.precision == Precision::Bf16 { 2.0 } else { 4.0 };
         let (d, h) = (self.model.hidden_size as f64, self.model.num_attention_heads as f64);
         let n = n as f64;
@@ -194,15 +222,25 @@ impl Efficiency {
         let mut parameters = Parameters::new(0, Device::Cpu);
         let encoder = Encoder::new(&mut parameters, &config);
         let vocabulary = config.vocabulary();
-        let kind = kind_of(self.precision);
+        let (kind, timed) = (kind_of(self.precision), self.pass);
         move |batch, length| {
-            let _guard = tch::no_grad_guard();
             let numbers = Tensor::arange(batch * length, (Kind::Int64, Device::Cpu)) * 7919;
             let ids = numbers.remainder(vocabulary - 5).view([batch, length]) + 5;
             let started = Instant::now();
-            let hidden = encoder.forward(&Input { ids, attention_mask: None }, &Pass::evaluation(kind))?;
+            let input = Input { ids, attention_mask: None };
+            let sum = match timed {
+                Timed::Forward => {
+                    let _guard = tch::no_grad_guard();
+                    encoder.forward(&input, &Pass::evaluation(kind))?.sum(Kind::Float)
+                }
+                Timed::ForwardBackward => {
+                    let sum = encoder.forward(&input, &Pass::training(kind, 0, 0, 0))?.sum(Kind::Float);
+                    sum.f_backward()?;
+                    sum.detach()
+                }
+            };
             let seconds = started.elapsed().as_secs_f64();
-            if !hidden.sum(Kind::Float).double_value(&[]).is_finite() {
+            if !sum.double_value(&[]).is_finite() {
                 bail!("the hidden states are not finite");
             }
             Ok(seconds)
@@ -240,7 +278,7 @@ impl Efficiency {
                 let seconds = pass(cell.tokens / n, n)?;
                 cell.seconds.extend((round > 0 || seconds > LONG).then_some(seconds));
                 if let Variant::Linformer(k) = cell.variant {
-                    if round <= 2 {
+                    if round <= 2 && self.pass == Timed::Forward {
                         let floor = floor::pass(&self.model, kind_of(self.precision), n, cell.tokens / n, k);
                         cell.floor_seconds.extend((round == 2 || self.rounds == 1).then_some(floor));
                     }
@@ -257,7 +295,9 @@ impl Efficiency {
             e.as_object_mut().map(|o| ["n", "out", "measure_memory"].map(|key| o.shift_remove(key)));
             e
         };
-        if without_n(&record["efficiency"]) != without_n(&serde_json::to_value(self).ok()?) {
+        // Times of another processor do not belong beside this one's.
+        let is_here = record["environment"]["cpu"].as_str() == Some(cpu_model().as_str());
+        if !is_here || without_n(&record["efficiency"]) != without_n(&serde_json::to_value(self).ok()?) {
             return None;
         }
         let numbers = |v: &Value| v.as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
@@ -305,7 +345,7 @@ impl Efficiency {
     }
 }
 
-/// Measures what is not measured yet, writes table, JSON and plots, and gives the table as text.
+/// Measures what is not measured yet, writes table, JSON and plots after each n, and gives the table as text.
 pub fn run(efficiency: &Efficiency, file: &Path, overrides: &[String]) -> Result<(String, Finished)> {
     if efficiency.threads > 0 {
         tch::set_num_threads(i32::try_from(efficiency.threads).unwrap_or(i32::MAX));
@@ -314,29 +354,34 @@ pub fn run(efficiency: &Efficiency, file: &Path, overrides: &[String]) -> Result
     std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
     let earlier = std::fs::read_to_string(out.join("efficiency.json")).ok().and_then(|text| serde_json::from_str(&text).ok());
     let earlier: Value = earlier.unwrap_or_default();
-    let mut all = efficiency.clone();
-    all.n.extend(earlier["cells"].as_array().into_iter().flatten().filter_map(|c| c["n"].as_i64()));
-    all.n.sort_unstable();
-    all.n.dedup();
-    all.n.retain(|n| efficiency.n.contains(n) || efficiency.measured(*n, &earlier).is_some());
-    let mut cells = Vec::new();
-    for n in &all.n {
-        let earlier = efficiency.measured(*n, &earlier);
-        let is_new = earlier.is_none();
-        let mut row = earlier.map_or_else(|| efficiency.measure(*n), Ok)?;
+    let lengths = earlier["cells"].as_array().into_iter().flatten().filter_map(|c| c["n"].as_i64());
+    let mut rows: BTreeMap<i64, Vec<Cell>> = lengths.filter_map(|n| Some((n, efficiency.measured(n, &earlier)?))).collect();
+    for n in &efficiency.n {
+        let is_new = !rows.contains_key(n);
+        let row = match rows.entry(*n) {
+            Entry::Occupied(row) => row.into_mut(),
+            Entry::Vacant(place) => place.insert(efficiency.measure(*n)?),
+        };
         for (index, cell) in row.iter_mut().enumerate().filter(|(_, cell)| efficiency.measure_memory && cell.bytes.is_none()) {
             cell.bytes = efficiency.memory_of(file, overrides, cell, index);
         }
         if is_new {
             // A reader that went away is no reason to stop.
             let _ = writeln!(std::io::stderr(), "n = {n}: measured");
+            write(efficiency, &rows)?;
         }
-        cells.append(&mut row);
     }
-    let text = align(table(&cells)) + NOTE;
+    write(efficiency, &rows)
+}
+
+fn write(efficiency: &Efficiency, rows: &BTreeMap<i64, Vec<Cell>>) -> Result<(String, Finished)> {
+    let all = Efficiency { n: rows.keys().copied().collect(), ..efficiency.clone() };
+    let cells: Vec<&Cell> = rows.values().flatten().collect();
+    let out = &efficiency.out;
     let save = |name: &str, text: &str| replace(&out.join(name), text.as_bytes()).with_context(|| out.join(name).display().to_string());
+    let text = align(table(&cells)) + NOTE;
     save("table.txt", &text)?;
-    let json_of = |c: &Cell| c.json(&all, extrapolated(&cells, c));
+    let json_of = |c: &&Cell| c.json(&all, extrapolated(&cells, c));
     let record = json!({"efficiency": all, "environment": environment("cpu", 0.0), "cells": cells.iter().map(json_of).collect::<Vec<_>>()});
     save("efficiency.json", &(serde_json::to_string_pretty(&record)? + "\n"))?;
     plot(&all, &cells).render(&out.join("time_per_token"))?;
@@ -346,7 +391,7 @@ pub fn run(efficiency: &Efficiency, file: &Path, overrides: &[String]) -> Result
 const NOTE: &str = "~: no memory for it here; time a token as a line in n through the two longest that were measured, bytes as computed.\n";
 
 /// Microseconds a token of a cell of stored scores that did not fit: scores of n x n cost n a token, all else is flat.
-fn extrapolated(cells: &[Cell], cell: &Cell) -> Option<f64> {
+fn extrapolated(cells: &[&Cell], cell: &Cell) -> Option<f64> {
     if cell.variant != Variant::Materialised || !cell.seconds.is_empty() {
         return None;
     }
@@ -377,7 +422,7 @@ fn number((value, is_measured): (Option<f64>, bool), digits: usize) -> String {
     value.map_or_else(|| "-".to_string(), |v| format!("{}{v:.digits$}", if is_measured { "" } else { "~" }))
 }
 
-fn table(cells: &[Cell]) -> Vec<Vec<String>> {
+fn table(cells: &[&Cell]) -> Vec<Vec<String>> {
     let header = [
         "n",
         "attention",
@@ -398,7 +443,7 @@ fn table(cells: &[Cell]) -> Vec<Vec<String>> {
     };
     let bytes = |c: &Cell| (Some(c.bytes.unwrap_or(c.computed_bytes)), c.bytes.is_some());
     let row = |cell: &Cell| {
-        let of = |variant: Variant| cells.iter().find(|c| c.n == cell.n && c.variant == variant);
+        let of = |variant: Variant| cells.iter().find(|c| c.n == cell.n && c.variant == variant).copied();
         // How many times more the other variant takes.
         let ratio = |of_what: &dyn Fn(&Cell) -> (Option<f64>, bool), variant| {
             let Some((other, is_measured)) = of(variant).map(of_what) else { return (None, true) };
@@ -423,10 +468,10 @@ fn table(cells: &[Cell]) -> Vec<Vec<String>> {
             number((paper.1, true), 1),
         ]
     };
-    std::iter::once(header.to_vec()).chain(cells.iter().map(row)).collect()
+    std::iter::once(header.to_vec()).chain(cells.iter().copied().map(row)).collect()
 }
 
-fn plot(efficiency: &Efficiency, cells: &[Cell]) -> LineChart {
+fn plot(efficiency: &Efficiency, cells: &[&Cell]) -> LineChart {
     let mut variants: Vec<Variant> = Vec::new();
     cells.iter().for_each(|c| {
         if !variants.contains(&c.variant) {
@@ -441,8 +486,14 @@ fn plot(efficiency: &Efficiency, cells: &[Cell]) -> LineChart {
     };
     LineChart {
         title: format!(
-            "Forward pass, {} layer(s), d = {}, {}",
-            efficiency.model.num_hidden_layers, efficiency.model.hidden_size, efficiency.precision
+            "{}, {} layer(s), d = {}, {}",
+            match efficiency.pass {
+                Timed::Forward => "Forward pass",
+                Timed::ForwardBackward => "Forward and backward pass",
+            },
+            efficiency.model.num_hidden_layers,
+            efficiency.model.hidden_size,
+            efficiency.precision
         ),
         x: "n, tokens in a sequence".into(),
         y: "microseconds per token".into(),

@@ -1,6 +1,6 @@
 //! One file per thing that the paper did: [`pretrain`] (Figure 3), [`finetune`] (Table 2), [`sweep`] (both, over a grid), [`efficiency`] (Table 3),
 //! [`report`] (their tables and curves), [`spectrum`] (Figure 1), [`theorems`], [`shift`] (both look at a trained model through [`probe`]);
-//! [`results`] is what a sweep leaves to be committed, [`study`] the report on the whole paper from it, [`planner`] what a config takes
+//! [`reuse`] takes runs that another sweep made, [`results`] is what a sweep leaves to be committed, [`study`] the report on the whole paper from it, [`planner`] what a config takes
 //! on a cluster, [`scaling`] what more ranks would bring; [`predict`] uses and scores a fine-tuned model ([`classifier`]), [`fill_mask`]
 //! and [`embed`] any model, on [`texts`]; [`show`] prints what a model sees, [`replay`] looks into a run that went wrong, [`runs`] lists and
 //! compares ([`curves`] as CSV), [`info`] says what a config comes to before it runs, [`parent`] is a model to start from or to use, [`setup`]
@@ -23,6 +23,7 @@ pub mod probe;
 pub mod replay;
 pub mod report;
 pub mod results;
+pub mod reuse;
 pub mod runs;
 pub mod scaling;
 pub mod setup;

@@ -2,7 +2,8 @@
 //! `transformers` as it lies there.
 
 use crate::config::load::Raw;
-use crate::config::{load, Config, Model, Origins};
+use crate::config::precision::prefer_fast;
+use crate::config::{Config, Model, Origins};
 use crate::digest::{file_sha256, sha256};
 use crate::exchange::import::{self, From, Imported, Request};
 use crate::exchange::source::Source;
@@ -56,13 +57,13 @@ pub fn config_of(model: &Path, overrides: &[String]) -> Result<(Config, Origins)
             model.display()
         );
     }
-    if !is_hugging_face(run) {
-        return Ok(load::load(&file, overrides)?);
-    }
     let mut raw = Raw::default();
-    if let Value::Object(config) = serde_json::to_value(import::described(run)?)? {
+    if !is_hugging_face(run) {
+        raw = Raw::read(&file)?;
+    } else if let Value::Object(config) = serde_json::to_value(import::described(run)?)? {
         raw.merge(config, &file.display().to_string());
     }
+    prefer_fast(&mut raw);
     overrides.iter().try_for_each(|text| raw.apply(text))?;
     Ok(raw.into_config()?)
 }

@@ -2,7 +2,8 @@
 //!
 //! A run's curve, its summary and the keys that told it apart; comparisons are made seed by seed.
 
-use crate::config::sweep::{Sweep, SweepRun};
+use super::reuse::taken_from;
+use crate::config::sweep::{Published, Sweep, SweepRun};
 use crate::digest::sha256;
 use crate::eval::statistics::{Estimate, Test};
 use crate::log::jsonl;
@@ -27,6 +28,8 @@ pub struct Results {
     /// `loss` or `value`.
     pub measure: String,
     pub silent: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub published: Vec<Published>,
     /// Of the first run.
     pub environment: Value,
     /// Runs that the file asks for; fewer are below when it was broken off.
@@ -42,6 +45,9 @@ pub struct RunResult {
     pub against: Option<String>,
     pub paper: Option<f64>,
     pub seed: u64,
+    /// The run of another sweep, with the same config, that stands here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken_from: Option<String>,
     /// Sequence length of the data, and the resolved model's attention.
     pub settings: Value,
     pub summary: Value,
@@ -111,6 +117,7 @@ pub fn collect(sweep: &Sweep) -> Result<Results> {
         configs_sha256: configs_sha256(sweep)?,
         measure: measure.into(),
         silent: sweep.file.silent.clone(),
+        published: sweep.file.published.clone(),
         environment: environment.unwrap_or_default(),
         wanted: sweep.runs.len(),
         runs,
@@ -153,6 +160,7 @@ fn collect_run(sweep: &Sweep, run: &SweepRun) -> Result<Option<RunResult>> {
         against: run.against.clone(),
         paper: run.paper,
         seed: run.config.train.seed,
+        taken_from: taken_from(dir),
         settings,
         curve: curve.collect(),
         summary: slim(summary),
@@ -321,6 +329,7 @@ mod tests {
             against: (group == "k8").then(|| "full".into()),
             paper: (group == "k8").then_some(0.05),
             seed,
+            taken_from: None,
             settings: Value::Null,
             summary: json!({"loss": loss, "unigram_perplexity": 20.0, "tokens_per_second": 10.0}),
             curve: vec![
@@ -339,6 +348,7 @@ mod tests {
             configs_sha256: String::new(),
             measure: "loss".into(),
             silent: BTreeMap::new(),
+            published: Vec::new(),
             environment: Value::Null,
             wanted: 5,
             runs,

@@ -3,8 +3,9 @@
 use super::parent::Parent;
 use super::runs::flatten;
 use super::{Finished, Start};
+use crate::config::precision::is_bf16_fast;
 use crate::config::validate::parse_device;
-use crate::config::{AttentionKind, Backend, Config, Model, Origins};
+use crate::config::{AttentionKind, Backend, Config, Model, Origins, Precision};
 use crate::data::tokenizer::Tokenizer;
 use crate::digest::{file_sha256, sha256};
 use crate::distributed::{gpu, World};
@@ -172,6 +173,10 @@ impl<T: Task> Job<'_, T> {
         let progress = if world.is_first() { Progress::new(&self.start.name, state.step, self.total_steps) } else { Progress::silent() };
         if !world.is_single() {
             progress.note(&format!("{} ranks", world.size()));
+        }
+        if self.config.train.precision == Precision::Bf16 && !is_bf16_fast(&self.config.run.device) {
+            progress
+                .warn("train.precision is bf16, which this processor has no instructions for: fp32 is many times faster; use auto or fp32");
         }
         crowded.iter().chain(&self.warnings).for_each(|text| progress.warn(text));
         folder.damaged.iter().for_each(|text| progress.warn(&format!("passed over a checkpoint: {text}")));

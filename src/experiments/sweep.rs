@@ -3,6 +3,7 @@
 //! A run that is done is skipped, one that was broken off goes on, and one that fails does not stop the others.
 
 use super::results::collect;
+use super::reuse;
 use super::Finished;
 use crate::config::sweep::{Sweep, SweepRun};
 use crate::config::AttentionKind;
@@ -54,7 +55,9 @@ pub fn run(sweep: &Sweep, share: Share, results: Option<&Path>, interrupt: &Inte
             }
             if slot.is_none() && !interrupted {
                 if let Some(next) = waiting.next() {
-                    say(&format!("[{}/{count}] {}", next + 1, sweep.runs[next].name));
+                    let taken = if sweep.file.reuse { reuse::take(&sweep.dir, &sweep.runs[next].config)? } else { None };
+                    let note = taken.map(|run| format!(": the same as {}", run.display())).unwrap_or_default();
+                    say(&format!("[{}/{count}] {}{note}", next + 1, sweep.runs[next].name));
                     let child = start(&sweep.runs[next], &configs, (share.at_once > 1).then_some(device))?;
                     *slot = Some(Worker { run: next, child, told: false });
                 }
@@ -117,7 +120,10 @@ pub fn describe(sweep: &Sweep) -> String {
             match (done, missing) {
                 (true, _) => "done".into(),
                 (false, Some(path)) => format!("needs {}", path.display()),
-                (false, None) => "to run".into(),
+                (false, None) => match reuse::find(&sweep.dir, config).filter(|_| sweep.file.reuse) {
+                    Some(run) => format!("the same as {}", run.display()),
+                    None => "to run".into(),
+                },
             },
         ]
     };

@@ -77,6 +77,17 @@ impl Memory {
     }
 }
 
+/// Bytes that the encoder's forward and backward pass over one sequence of n tokens needs, beside weights and gradients; stored
+/// scores are not counted.
+pub fn of_encoder(model: &Model, precision: Precision, n: i64) -> f64 {
+    let mut config = Config { model: model.clone(), ..Config::default() };
+    config.data.sequence_length = n;
+    config.train.batch_size = 1;
+    config.train.precision = precision;
+    let step = Step::new(&config, model, Head::Classification);
+    step.activations() + step.working()
+}
+
 impl Config {
     /// Sequences of an evaluation's pass.
     pub fn evaluation_sequences(&self) -> usize {

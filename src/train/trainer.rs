@@ -424,7 +424,8 @@ pub fn keep(config: &Train) -> Keep {
 /// The tensor kind of a precision.
 pub fn kind_of(precision: Precision) -> Kind {
     match precision {
-        Precision::Fp32 => Kind::Float,
         Precision::Bf16 => Kind::BFloat16,
+        // A config that was loaded has no `auto` any more.
+        Precision::Fp32 | Precision::Auto => Kind::Float,
     }
 }

@@ -11,6 +11,7 @@ use crate::log::plot::{Chart, LineChart, Series};
 use crate::table::align;
 use anyhow::Result;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Folder and title, in the order of the report.
@@ -127,12 +128,19 @@ fn of_sweep(folder: &str, results: &Results) -> Page {
     if results.runs.len() < results.wanted {
         notes.push(format!("{} of {} runs are done.", results.runs.len(), results.wanted));
     }
+    let taken: BTreeSet<&str> = results.runs.iter().filter_map(|r| r.taken_from.as_deref()?.split('/').next()).collect();
+    if !taken.is_empty() {
+        let count = results.runs.iter().filter(|r| r.taken_from.is_some()).count();
+        let from = taken.into_iter().collect::<Vec<_>>().join(", ");
+        notes.push(format!("{count} of the runs are those of {from}: the same config gives the same bits, so they were not made again."));
+    }
     if groups.iter().any(|g| g.seeds.len() < 2) {
         notes.push("One seed says nothing of chance: differences without an interval are first signs.".into());
     }
     if let Some(rates) = rates(results) {
         notes.push(rates);
     }
+    notes.extend(results.published.iter().map(|p| format!("Published elsewhere: {}: {} {} ({}).", p.what, p.value, p.unit, p.source)));
     notes.extend(results.silent.iter().map(|(key, why)| format!("The paper is silent on `{key}`: {why}.")));
     notes.push(format!("Made by `{}`; configs {}.", results.command, &results.configs_sha256.chars().take(16).collect::<String>()));
     Page {
@@ -297,9 +305,16 @@ fn of_record(evidence: &Evidence, folder: &str, kind: &str, value: &Value) -> Op
             (shift::table(value), charts, "How bound to positions is a model? (linformer shift)")
         }
         "efficiency" => {
-            let caption = "Time a token of a forward pass at a fixed number of tokens, log-log.".into();
+            let caption = "Time a token at a fixed number of tokens, log-log.".into();
             let charts = vec![Picture { name: "time_by_n", caption, chart: Drawing::Lines(time_by_n(value)) }];
-            (efficiency_table(value), charts, "Time and memory of a forward pass (linformer efficiency).")
+            (
+                efficiency_table(value),
+                charts,
+                match value["efficiency"]["pass"].as_str() {
+                    Some("forward_backward") => "Time and memory of a forward and backward pass (linformer efficiency).",
+                    _ => "Time and memory of a forward pass (linformer efficiency).",
+                },
+            )
         }
         "scaling" => return of_scaling(folder, value),
         _ => return None,

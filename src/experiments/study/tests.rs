@@ -3,6 +3,7 @@
 
 use super::claims::{all, State};
 use super::evidence::Evidence;
+use crate::config::sweep::Published;
 use crate::experiments::results::{Point, Results, RunResult};
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ fn results(experiment: &str, groups: &[(&str, Option<&str>, &[f64])]) -> Results
         against: against.map(str::to_string),
         paper: against.map(|_| 0.05),
         seed: seed as u64,
+        taken_from: (group == "n64-k16").then(|| format!("elsewhere/{group}_seed={seed}")),
         settings: Value::Null,
         summary: json!({"loss": loss, "unigram_perplexity": 50.0, "tokens_per_second": 100.0}),
         curve: vec![Point { step: 1, tokens: 1e6, value: 3.9 }, Point { step: 2, tokens: 2e6, value: loss }],
@@ -32,6 +34,7 @@ fn results(experiment: &str, groups: &[(&str, Option<&str>, &[f64])]) -> Results
         configs_sha256: "0".repeat(64),
         measure: "loss".into(),
         silent: BTreeMap::from([("train.learning_rate".to_string(), "not stated".to_string())]),
+        published: vec![Published { what: "Others".into(), value: 4.5, unit: "nats".into(), source: "their card".into() }],
         environment: json!({"cpu": "a processor", "threads": 2}),
         wanted: runs.len(),
         runs,
@@ -110,7 +113,10 @@ fn a_report_has_every_page_and_agrees_with_itself() {
         );
     }
     assert!(!html.contains("<script") && !html.contains("src=\"http") && !html.contains("{pages}"));
-    assert!(read("figure3ab/page.md").contains("| n64-k16 | 3 |"));
+    let page = read("figure3ab/page.md");
+    for part in ["| n64-k16 | 3 |", "Published elsewhere: Others: 4.5 nats (their card).", "3 of the runs are those of elsewhere:"] {
+        assert!(page.contains(part), "{part}: {page}");
+    }
     assert!(read("reproduction.md").contains("3.0 times at n = 4096, 8.2 times at n = 8192"), "{}", read("reproduction.md"));
     for (name, text) in super::texts(folder.path()).unwrap() {
         assert_eq!(read(&name), text, "{name}");

@@ -225,7 +225,7 @@ void softmax(const Softmax& a, float* scores, T* probabilities, float* log_sum, 
     const float highest = largest(top);
     for (int64_t c = 0; c < a.padded; c += kWidth) {
       const Floats v = load(s + c);
-      const Floats e = choose(v < -1e29f, Floats{}, exponential(v - highest));
+      const Floats e = where_less(v, splat(-1e29f), Floats{}, exponential(v - highest));
       store(s + c, e);
       total += e;
     }
@@ -249,7 +249,7 @@ void softmax_backward(const Softmax& a, const float* scores, const float* d_prob
       Floats p = {}, d = {};
       if (c < a.keys) {
         const Floats v = scaled(a, s, c);
-        const Floats e = choose(v < -1e29f, Floats{}, exponential(v - log_sum[row]));
+        const Floats e = where_less(v, splat(-1e29f), Floats{}, exponential(v - log_sum[row]));
         p = e;
         d = load(g + c);
         if (dropout.on()) {
@@ -273,6 +273,9 @@ void row_dots(const T* a, const T* b, float* out, int64_t rows, int64_t width, i
     out[row] = sum(total);
   }
 }
+
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef uint16_t WideHalves __attribute__((vector_size(64)));
 
 inline Words load_words(const void* p) {
   Words v;

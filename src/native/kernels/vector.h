@@ -1,101 +1,18 @@
-// Sixteen floats at a time, by the compiler's vector extension: the same operations in the same order from every
-// instruction set, hence the same bits. Included once for each set, so everything stands in an unnamed namespace: code
-// for a newer processor must never be shared with code for an older one.
+// What kernels are written in: rows in lanes, loaded and stored in either type, and the functions of a lane.
 #pragma once
-#include <cstdint>
-#include <cstring>
 #include <initializer_list>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-#include "kernels.h"
+#include "lanes.h"
 
 namespace linformer {
 
 namespace {
 
-constexpr int kWidth = 16;
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
-typedef uint16_t WideHalves __attribute__((vector_size(64)));
-
-inline Floats splat(float x) { return Floats{} + x; }
-inline Words bits_of(Floats x) { return (Words)x; }
-inline Floats floats_of(Words x) { return (Floats)x; }
-inline Floats choose(Ints condition, Floats yes, Floats no) { return condition ? yes : no; }
-
-// One instruction where there is one; the bits are the same everywhere.
-#if defined(__AVX512F__)
-// a * b + c, rounded once.
-inline Floats multiply_add(Floats a, Floats b, Floats c) { return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
-// a > b ? a : b, and a < b ? a : b.
-inline Floats larger(Floats a, Floats b) { return (Floats)_mm512_max_ps((__m512)a, (__m512)b); }
-inline Floats smaller(Floats a, Floats b) { return (Floats)_mm512_min_ps((__m512)a, (__m512)b); }
-#else
-inline Floats larger(Floats a, Floats b) { return choose(a > b, a, b); }
-inline Floats smaller(Floats a, Floats b) { return choose(a < b, a, b); }
-#if defined(__FMA__)
-inline Floats multiply_add(Floats a, Floats b, Floats c) {
-  __m256 x[2], y[2], z[2];
-  std::memcpy(x, &a, 64), std::memcpy(y, &b, 64), std::memcpy(z, &c, 64);
-  for (int i = 0; i < 2; i++) z[i] = _mm256_fmadd_ps(x[i], y[i], z[i]);
-  std::memcpy(&c, z, 64);
-  return c;
-}
-#else
-inline Floats multiply_add(Floats a, Floats b, Floats c) {
-  for (int i = 0; i < kWidth; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
-  return c;
-}
-#endif
-#endif
-// Rounded correctly everywhere, as IEEE asks.
-inline Floats square_root(Floats x) {
-#if defined(__AVX512F__)
-  return (Floats)_mm512_sqrt_ps((__m512)x);
-#else
-  for (int i = 0; i < kWidth; i++) x[i] = __builtin_sqrtf(x[i]);
-  return x;
-#endif
-}
-inline Floats multiply_add(Floats a, Floats b, float c) { return multiply_add(a, b, splat(c)); }
-
-// To nearest, ties to even; NaN stays NaN.
-#if defined(__AVX512F__) && defined(__AVX512BW__)
-inline Floats widen(Halves h) { return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16); }
-inline Halves narrow(Floats x) {
-  const __m512i b = (__m512i)x, high = _mm512_srli_epi32(b, 16);
-  const __m512i even = _mm512_and_si512(high, _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(b, _mm512_set1_epi32(0x7fff)), even), 16);
-  const __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q);
-  return (Halves)_mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, is_nan, high, _mm512_set1_epi32(0x40)));
-}
-#else
-inline Floats widen(Halves h) { return floats_of(__builtin_convertvector(h, Words) << 16); }
-inline Halves narrow(Floats x) {
-  const Words b = bits_of(x);
-  const Words rounded = (b + 0x7fffu + ((b >> 16) & 1u)) >> 16;
-  const Words quiet = (b >> 16) | 0x40u;
-  const Words is_nan = (Words)(x != x);
-  return __builtin_convertvector((is_nan & quiet) | (~is_nan & rounded), Halves);
-}
-#endif
-
-inline Floats load(const float* p) {
-  Floats v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
 inline Floats load(const BFloat16* p) {
   Halves v;
   std::memcpy(&v, p, sizeof v);
   return widen(v);
 }
-inline void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
 inline void store(BFloat16* p, Floats v) {
   const Halves h = narrow(v);
   std::memcpy(p, &h, sizeof h);
@@ -139,8 +56,8 @@ inline float largest(Floats v) {
 // Lanes from `count` on become `other`.
 inline Floats fill(Floats v, int count, float other) {
   if (count >= kWidth) return v;
-  const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  return choose(lane < count, v, splat(other));
+  const Floats lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return where_less(lane, splat(static_cast<float>(count)), v, splat(other));
 }
 
 // e^x within 3 units in the last place, for x in [-87, 88]; beyond, the value at the bound. NaN stays NaN.
@@ -153,8 +70,7 @@ inline Floats exponential(Floats argument) {
   Floats p = splat(1.9875691500e-4f);
   for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) p = multiply_add(p, r, c);
   p = multiply_add(p, r * r, r + 1.0f);
-  const Ints exponent = (Ints)shifted - 0x4b400000;
-  return choose(argument == argument, floats_of((Words)((Ints)p + (exponent << 23))), argument);
+  return where_equal(argument, argument, times_power_of_two(p, shifted), argument);
 }
 
 // The factors (0 or 1 / (1 - p)) of consecutive elements, drawn in groups and kept for the next call.

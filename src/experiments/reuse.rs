@@ -1,0 +1,58 @@
+//! A run that another sweep has made already is taken as it is: the same config gives the same bits.
+//!
+//! The taken run is a link to the other's folder. What starts it afterwards holds its config and the hashes of all that it read
+//! against those of now, as for every run that goes on.
+
+use crate::config::Config;
+use crate::train::run::{read_config, read_summary};
+use anyhow::{Context, Result};
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+/// Makes `config.run.dir` a link to a finished run with the same config, in a sweep whose folder stands beside `sweep`'s; gives
+/// that run's path. None where there is none, or where `config.run.dir` holds something already.
+pub fn take(sweep: &Path, config: &Config) -> Result<Option<PathBuf>> {
+    let Some(dir) = config.run.dir.as_deref() else { return Ok(None) };
+    let failed = || dir.display().to_string();
+    if dir.is_symlink() && !is_same(dir, &without_place(config.clone())) {
+        // The other sweep was removed or made anew, or this one's file was changed: only the link goes.
+        fs::remove_file(dir).with_context(failed)?;
+    }
+    if dir.exists() {
+        return Ok(None);
+    }
+    let Some(twin) = find(sweep, config) else { return Ok(None) };
+    // Relative, so that the folder of all sweeps may be moved: from sweep/name to the other sweep beside it.
+    let others = twin.iter().rev().take(2).collect::<Vec<_>>();
+    symlink(Path::new("..").join(others[1]).join(others[0]), dir).with_context(failed)?;
+    Ok(Some(twin))
+}
+
+/// The run that a taken one stands for, as `sweep/name`.
+pub fn taken_from(run: &Path) -> Option<String> {
+    let target = fs::read_link(run).ok()?;
+    Some(target.strip_prefix("..").unwrap_or(&target).display().to_string())
+}
+
+/// A finished run with the same config but for its folder, in a sweep whose folder stands beside `sweep`'s.
+pub fn find(sweep: &Path, config: &Config) -> Option<PathBuf> {
+    let wanted = without_place(config.clone());
+    let mut candidates: Vec<PathBuf> = folders(sweep.parent()?).filter(|other| other != sweep).flat_map(|other| folders(&other)).collect();
+    candidates.sort();
+    candidates.into_iter().find(|run| !run.is_symlink() && is_same(run, &wanted))
+}
+
+/// Whether a run is done and had this config.
+fn is_same(run: &Path, wanted: &serde_json::Value) -> bool {
+    read_summary(run).is_some() && read_config(run).is_ok_and(|theirs| without_place(theirs) == *wanted)
+}
+
+fn folders(path: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path()).filter(|path| path.is_dir())
+}
+
+fn without_place(mut config: Config) -> serde_json::Value {
+    config.run.dir = None;
+    serde_json::to_value(config).unwrap_or_default()
+}
