@@ -47,6 +47,7 @@ mod tests {
 
     fn raw(overrides: &[&str]) -> Raw {
         let mut raw = Raw::default();
+        raw.apply("data.corpus=text").unwrap();
         overrides.iter().for_each(|text| raw.apply(text).unwrap());
         raw
     }

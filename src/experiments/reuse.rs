@@ -3,8 +3,9 @@
 //! The taken run is a link to the other's folder. What starts it afterwards holds its config and the hashes of all that it read
 //! against those of now, as for every run that goes on.
 
+use crate::config::load::load;
 use crate::config::Config;
-use crate::train::run::{read_config, read_summary};
+use crate::train::run::read_summary;
 use anyhow::{Context, Result};
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -43,9 +44,14 @@ pub fn find(sweep: &Path, config: &Config) -> Option<PathBuf> {
     candidates.into_iter().find(|run| !run.is_symlink() && is_same(run, &wanted))
 }
 
-/// Whether a run is done and had this config.
+/// Whether a run is done, and its sweep asked for it by this config. (What the run's own folder holds has learned its vocabulary since.)
 fn is_same(run: &Path, wanted: &serde_json::Value) -> bool {
-    read_summary(run).is_some() && read_config(run).is_ok_and(|theirs| without_place(theirs) == *wanted)
+    let asked = || {
+        let run = run.canonicalize().ok()?;
+        let file = run.parent()?.join("configs").join(format!("{}.json", run.file_name()?.to_str()?));
+        Some(without_place(load(&file, &[]).ok()?.0))
+    };
+    read_summary(run).is_some() && asked().is_some_and(|theirs| theirs == *wanted)
 }
 
 fn folders(path: &Path) -> impl Iterator<Item = PathBuf> {

@@ -60,13 +60,15 @@ extern "C" void* linformer_recompute(void* x_at, void** weights, int count, void
   const Tensor& x = linformer::tensor_at(x_at);
   std::vector<Tensor> list;
   for (int i = 0; i < count; i++) list.push_back(linformer::tensor_at(weights[i]));
+  const bool is_learning = ag::compute_requires_grad(x, list);
   Tensor out;
   {
-    const at::NoGradGuard no_gradients;
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    out = (*part)(x.detach());
+    // As it will be run again, with a graph, which is dropped at once: some of libtorch's operations (matmul) choose their way by whether a
+    // gradient is wanted, and another way gives other bits.
+    const at::AutoGradMode with_gradients(is_learning);
+    out = (*part)(x.detach().set_requires_grad(is_learning)).detach();
   }
-  if (ag::compute_requires_grad(x, list)) {
+  if (is_learning) {
     const auto node = std::shared_ptr<Recompute>(new Recompute(), ag::deleteNode);
     node->part = part;
     node->x = ag::SavedVariable(x, false);
