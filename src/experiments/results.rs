@@ -5,6 +5,7 @@
 use super::reuse::taken_from;
 use crate::config::sweep::{Published, Sweep, SweepRun};
 use crate::digest::sha256;
+use crate::eval::median;
 use crate::eval::statistics::{Estimate, Test};
 use crate::log::jsonl;
 use crate::train::run::read_summary;
@@ -48,6 +49,9 @@ pub struct RunResult {
     /// The run of another sweep, with the same config, that stands here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub taken_from: Option<String>,
+    /// Tokens/s of the fastest logged stretch at full length: what other work on the machine disturbs least.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speed: Option<f64>,
     /// Sequence length of the data, and the resolved model's attention.
     pub settings: Value,
     pub summary: Value,
@@ -161,10 +165,16 @@ fn collect_run(sweep: &Sweep, run: &SweepRun) -> Result<Option<RunResult>> {
         paper: run.paper,
         seed: run.config.train.seed,
         taken_from: taken_from(dir),
+        speed: fastest(&lines, run.config.data.short_steps),
         settings,
         curve: curve.collect(),
         summary: slim(summary),
     }))
+}
+
+fn fastest(lines: &[Map<String, Value>], short_steps: u64) -> Option<f64> {
+    let is_full = |l: &&Map<String, Value>| l.get("step").and_then(Value::as_u64).is_some_and(|step| step > short_steps);
+    lines.iter().filter(is_full).filter_map(|l| l.get("tokens_per_second")?.as_f64()).max_by(f64::total_cmp)
 }
 
 fn tokens_by_step(lines: &[Map<String, Value>]) -> BTreeMap<u64, f64> {
@@ -264,6 +274,7 @@ impl Results {
         let pairs: Vec<(u64, f64)> = runs.iter().filter_map(|r| Some((r.seed, self.value(r)?))).collect();
         let values: Vec<f64> = pairs.iter().map(|p| p.1).collect();
         let first = runs.first()?;
+        let speeds: Vec<f64> = runs.iter().filter_map(|r| r.speed).collect();
         let of_summary = |key: &str| runs.iter().filter_map(|r| r.summary[key].as_f64()).collect::<Vec<f64>>();
         Some(Group {
             name: name.into(),
@@ -273,7 +284,7 @@ impl Results {
             against: first.against.as_ref().and_then(|other| self.compare(name, other, first.paper)),
             curve: mean_curve(&runs),
             plateau_tokens: self.plateau(&runs),
-            tokens_per_second: Estimate::of(&of_summary("tokens_per_second")).map(|e| e.mean),
+            tokens_per_second: median(&speeds).or_else(|| Estimate::of(&of_summary("tokens_per_second")).map(|e| e.mean)),
             bits_per_byte: Estimate::of(&of_summary("bits_per_byte")),
             unigram_loss: first.summary["unigram_perplexity"].as_f64().map(f64::ln),
         })
@@ -330,6 +341,7 @@ mod tests {
             paper: (group == "k8").then_some(0.05),
             seed,
             taken_from: None,
+            speed: None,
             settings: Value::Null,
             summary: json!({"loss": loss, "unigram_perplexity": 20.0, "tokens_per_second": 10.0}),
             curve: vec![

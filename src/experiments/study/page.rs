@@ -125,6 +125,11 @@ fn of_sweep(folder: &str, results: &Results) -> Page {
     };
     let findings = groups.iter().filter_map(|g| g.against.as_ref().map(|c| sentence(&g.name, c, unit))).collect();
     let mut notes = vec!["Mean ± standard error over seeds; a difference is that of pairs with the same seed, p by a paired t test, not corrected for the number of comparisons.".to_string()];
+    if results.runs.iter().any(|r| r.speed.is_some()) && plateau {
+        notes.push(
+            "tokens/s: of each run's fastest logged stretch, which other work on the machine disturbs least; median over seeds.".into(),
+        );
+    }
     if results.runs.len() < results.wanted {
         notes.push(format!("{} of {} runs are done.", results.runs.len(), results.wanted));
     }
@@ -265,7 +270,7 @@ fn curves(groups: &[Group], results: &Results) -> Vec<Picture> {
     pictures.push(Picture { name: "by_tokens", caption, chart: Drawing::Lines(chart("By tokens", "tokens", by_tokens)) });
     let by_time = series(&|g, p| Some((p.0 / g.tokens_per_second?, p.1)));
     if !by_time.is_empty() {
-        let caption = "The same by time, at each model's mean tokens a second on the machine below.".to_string();
+        let caption = "The same by time, at each model's tokens/s of the table, on the machine below.".to_string();
         pictures.push(Picture { name: "by_time", caption, chart: Drawing::Lines(chart("By time", "seconds", by_time)) });
     }
     pictures

@@ -18,6 +18,7 @@ fn results(experiment: &str, groups: &[(&str, Option<&str>, &[f64])]) -> Results
         paper: against.map(|_| 0.05),
         seed: seed as u64,
         taken_from: (group == "n64-k16").then(|| format!("elsewhere/{group}_seed={seed}")),
+        speed: Some(100.0),
         settings: Value::Null,
         summary: json!({"loss": loss, "unigram_perplexity": 50.0, "tokens_per_second": 100.0}),
         curve: vec![Point { step: 1, tokens: 1e6, value: 3.9 }, Point { step: 2, tokens: 2e6, value: loss }],
