@@ -216,7 +216,8 @@ fn a_run_that_another_sweep_made_is_taken() {
     let refused = lab.run(&["sweep", "second.json"]);
     assert!(refused.code == 1 && refused.stderr.contains("inputs."), "{}", refused.stderr);
     lab.write("runs/first/seed=0/inputs.json", &inputs);
-    // Another config wants another run: the link goes, what it led to stays.
+    // Another config wants another run: the link goes, what it led to stays. (A run of this sweep's own would refuse the other config.)
+    std::fs::remove_dir_all(lab.path("runs/second/faster")).unwrap();
     lab.ok(&["sweep", "second.json", "train.weight_decay=0.5", "--results", "other"]);
     assert!(!lab.path("runs/second/same").is_symlink() && lab.json("other/results.json")["runs"][0].get("taken_from").is_none());
     assert_eq!(common::snapshot(&lab.path("runs/first")), before);
