@@ -32,6 +32,7 @@ spectrum() {
     need $results/spectrum/trained-seed1/spectrum.json "$bin" spectrum $runs/figure3ab/n64-full_seed=1 --sequences 500 --out $results/spectrum/trained-seed1 &&
     need $results/spectrum/trained-seed2/spectrum.json "$bin" spectrum $runs/figure3ab/n64-full_seed=2 --sequences 500 --out $results/spectrum/trained-seed2 &&
     need $results/spectrum/trained-n128/spectrum.json "$bin" spectrum $runs/figure3ab/n128-full_seed=0 --sequences 500 --out $results/spectrum/trained-n128 &&
+    need $results/spectrum/untrained-n128/spectrum.json "$bin" spectrum $runs/figure3ab/n128-full_seed=0 --untrained 1 --sequences 500 --out $results/spectrum/untrained-n128 &&
     need $runs/spectrum/full/projections-k16.safetensors "$bin" spectrum $full --sequences 500 --projections 16 --out $runs/spectrum/full
 }
 
