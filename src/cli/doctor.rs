@@ -1,6 +1,7 @@
 //! `linformer doctor`: what was found, and what to do about what was not.
 
 use super::out;
+use crate::config::precision::has_bf16_products;
 use crate::native::nccl::Nccl;
 use crate::native::runtime;
 use crate::train::run::cpu_model;
@@ -54,7 +55,7 @@ fn processor() -> Finding {
 fn bf16() -> Finding {
     let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let has = |flag: &str| flags.lines().any(|l| l.starts_with("flags") && l.split_whitespace().any(|f| f == flag));
-    match (has("amx_bf16"), has("avx512_bf16")) {
+    match (has("amx_bf16"), has_bf16_products()) {
         (true, _) => Finding { what: "bf16", found: "AMX: several times the speed of fp32 in large products".into(), remedy: None },
         (_, true) => Finding { what: "bf16", found: "AVX-512 instructions".into(), remedy: None },
         _ => Finding {

@@ -228,19 +228,19 @@ impl Efficiency {
             let ids = numbers.remainder(vocabulary - 5).view([batch, length]) + 5;
             let started = Instant::now();
             let input = Input { ids, attention_mask: None };
-            let sum = match timed {
+            let hidden = match timed {
                 Timed::Forward => {
                     let _guard = tch::no_grad_guard();
-                    encoder.forward(&input, &Pass::evaluation(kind))?.sum(Kind::Float)
+                    encoder.forward(&input, &Pass::evaluation(kind))?
                 }
                 Timed::ForwardBackward => {
-                    let sum = encoder.forward(&input, &Pass::training(kind, 0, 0, 0))?.sum(Kind::Float);
-                    sum.f_backward()?;
-                    sum.detach()
+                    let hidden = encoder.forward(&input, &Pass::training(kind, 0, 0, 0))?;
+                    hidden.sum(Kind::Float).f_backward()?;
+                    hidden.detach()
                 }
             };
             let seconds = started.elapsed().as_secs_f64();
-            if !sum.double_value(&[]).is_finite() {
+            if !hidden.sum(Kind::Float).double_value(&[]).is_finite() {
                 bail!("the hidden states are not finite");
             }
             Ok(seconds)

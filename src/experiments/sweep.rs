@@ -120,7 +120,7 @@ pub fn describe(sweep: &Sweep) -> String {
             match (done, missing) {
                 (true, _) => "done".into(),
                 (false, Some(path)) => format!("needs {}", path.display()),
-                (false, None) => match reuse::find(&sweep.dir, config).filter(|_| sweep.file.reuse) {
+                (false, None) => match sweep.file.reuse.then(|| reuse::find(&sweep.dir, config)).flatten() {
                     Some(run) => format!("the same as {}", run.display()),
                     None => "to run".into(),
                 },

@@ -252,8 +252,14 @@ pub fn environment(device: &str, peak_tflops: f64) -> Value {
         "threads": tch::get_num_threads(),
         "measured_peak_tflops": peak_tflops,
         "started": std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_secs()),
-        "command": std::env::args().collect::<Vec<_>>(),
+        "command": command(),
     })
+}
+
+/// How this program was called; where it lies is no one's business.
+fn command() -> Vec<String> {
+    let name = |path: String| Path::new(&path).file_name().map_or(path.clone(), |name| name.to_string_lossy().into_owned());
+    std::env::args().enumerate().map(|(i, word)| if i == 0 { name(word) } else { word }).collect()
 }
 
 /// The processor's name by the kernel.
