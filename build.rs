@@ -1,7 +1,7 @@
 //! Compiles the C++ shim (`src/native/*.cpp`) against libtorch's headers and lets the binaries find libtorch.
 use std::path::{Path, PathBuf};
 
-const UNITS: [&str; 16] = [
+const UNITS: [&str; 17] = [
     "runtime",
     "products",
     "dropout",
@@ -15,6 +15,7 @@ const UNITS: [&str; 16] = [
     "embedding",
     "cross_entropy",
     "attention",
+    "chosen",
     "profile",
     "recompute",
     "kernels/dispatch",

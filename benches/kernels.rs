@@ -96,7 +96,7 @@ fn all_heads(kind: Kind) -> impl Fn() -> Tensor {
     move || {
         let [query, key, value] = [0, 1, 2].map(|i| Affine { weight: &weights[i].0, bias: &weights[i].1 });
         let weights = HeadWeights { query, key, value, project_keys: Some(&e), project_values: None };
-        heads(&x, &weights, None, HEADS, drop_at(0.1)).unwrap()
+        heads(&x, &weights, None, HEADS, drop_at(0.1), None).unwrap()
     }
 }
 
@@ -118,7 +118,7 @@ fn fed_forward(kind: Kind) -> impl Fn() -> Tensor {
     let [b1, b2, gamma, beta] = [F, D, D, D].map(|width| input(&[width], Kind::Float));
     move || {
         let norm = Norm { gamma: &gamma, beta: &beta, eps: 1e-5 };
-        feed_forward(&x, Affine { weight: &w1, bias: &b1 }, Affine { weight: &w2, bias: &b2 }, norm, drop_at(0.1)).unwrap()
+        feed_forward(&x, Affine { weight: &w1, bias: &b1 }, Affine { weight: &w2, bias: &b2 }, norm, drop_at(0.1), None).unwrap()
     }
 }
 

@@ -5,7 +5,8 @@ and answers with the seconds.
     peers.py PEER MODEL(json) PRECISION TOKENS.bin THREADS
 
 Peers: `hugging-face` and `hugging-face-compile` (RobertaForMaskedLM, SDPA), `lucidrains` (LinformerLM, shared keys and
-values), `floor` (no model: the matrix products of one step of ours, one after the other, by torch.mm and torch.bmm).
+values), `floor` (no model: the matrix products of one step, one after the other, by torch.mm and torch.bmm), `floor-chosen` (the same with the
+last layer's rows that are predicted alone, which is what ours computes).
 All train on the same tokens, 15 % of them masked, with fused AdamW and the gradient norm clipped to 1.
 """
 import json
@@ -70,7 +71,8 @@ def lucidrains():
     return trainer(net, lambda inputs, labels: F.cross_entropy(net(inputs).view(-1, V).float(), labels.view(-1), ignore_index=-100))
 
 
-def floor():
+def floor(chosen):
+    """The products of a step; `chosen`: with the last layer's rows that are predicted alone, as ours makes them."""
     kind = torch.bfloat16 if bf16 else torch.float32
     rows, short, masked, head = batch * n, batch * k, round(0.15 * batch * n), d // h
     calls = []
@@ -85,10 +87,10 @@ def floor():
         a, b, dy = (torch.randn(count, *shape, dtype=kind) for shape in [(m, inner), (inner, out), (m, out)])
         calls.extend([lambda: torch.bmm(a, b), lambda: torch.bmm(dy, b.transpose(1, 2)), lambda: torch.bmm(a.transpose(1, 2), dy)])
 
-    for _ in range(layers):
-        product(rows, d, d), product(short, d, d), product(short, d, d), product(rows, d, d)
-        batched(batch, k, n, d), batched(batch * h, n, head, k), batched(batch * h, n, k, head)
-        product(rows, d, f), product(rows, f, d)
+    for made in [rows] * (layers - 1) + [masked // batch * batch if chosen else rows]:
+        product(made, d, d), product(short, d, d), product(short, d, d), product(made, d, d)
+        batched(batch, k, n, d), batched(batch * h, made // batch, head, k), batched(batch * h, made // batch, k, head)
+        product(made, d, f), product(made, f, d)
     product(masked, d, d), product(masked, d, V)
 
     def step():
@@ -98,7 +100,8 @@ def floor():
     return step
 
 
-step = {"hugging-face": lambda: hugging_face(False), "hugging-face-compile": lambda: hugging_face(True), "lucidrains": lucidrains, "floor": floor}[peer]()
+step = {"hugging-face": lambda: hugging_face(False), "hugging-face-compile": lambda: hugging_face(True), "lucidrains": lucidrains, "floor": lambda: floor(False),
+        "floor-chosen": lambda: floor(True)}[peer]()
 step(), step()
 print("ready", flush=True)
 for line in sys.stdin:

@@ -51,9 +51,9 @@ pub fn run(folder: Option<&Path>) -> anyhow::Result<Vec<(String, f64)>> {
     }
     let _guard = tch::no_grad_guard();
     let input = Input { ids: Tensor::from_slice(&ids).unsqueeze(0), attention_mask: None };
-    // [1, L, d], then logits [1, V] at the one position that is asked for.
-    let hidden = encoder.forward(&input, &Pass::evaluation(Kind::Float))?;
-    let probabilities = head.forward(&hidden, &Tensor::from_slice(&[at]))?.softmax(-1, Kind::Double).squeeze_dim(0);
+    // Hidden states [1, d] at the one position that is asked for, then logits [1, V].
+    let hidden = encoder.forward_at(&input, &Tensor::from_slice(&[at]), &Pass::evaluation(Kind::Float))?;
+    let probabilities = head.forward(&hidden)?.softmax(-1, Kind::Double).squeeze_dim(0);
     let (values, indices) = probabilities.topk(5, 0, true, true);
     (0..5).map(|i| Ok((tokenizer.decode(&[indices.int64_value(&[i]) as u32])?, values.double_value(&[i])))).collect()
 }

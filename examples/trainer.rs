@@ -56,7 +56,7 @@ impl Backwards {
         let ids = Tensor::from_slice(&batch[texts.start * LENGTH..texts.end * LENGTH]).view([-1, LENGTH as i64]);
         let targets = ids.flip([1]).reshape([-1]);
         let hidden = self.encoder.forward(&Input { ids, attention_mask: None }, pass)?;
-        let logits = self.head.forward(&hidden, &Tensor::arange(targets.size()[0], (Kind::Int64, Device::Cpu)))?;
+        let logits = self.head.forward(&hidden.flatten(0, 1))?;
         let right = logits.argmax(-1, false).eq_tensor(&targets).sum(Kind::Int64).int64_value(&[]);
         Ok((cross_entropy_sum(&logits, &targets, 0.0), right))
     }

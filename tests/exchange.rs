@@ -12,7 +12,7 @@ use linformer::train::checkpoint::Checkpoint;
 use linformer::train::run::read_config;
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 const CHECKPOINTS: [&str; 7] =
     ["roberta_mlm", "roberta_classifier", "roberta_regression", "bert_mlm", "bert_relu", "bert_classifier", "bert_encoder"];
@@ -65,11 +65,11 @@ fn outputs(folder: &Path, ids: &Tensor, mask: &Tensor) -> (Tensor, Option<Tensor
     checkpoint.weights().unwrap().load_into(&parameters, linformer::model::weights::Select::All).unwrap();
     let _guard = tch::no_grad_guard();
     let pass = Pass::evaluation(Kind::Float);
-    let hidden = encoder.forward(&Input { ids: ids.shallow_clone(), attention_mask: Some(mask.shallow_clone()) }, &pass).unwrap();
-    let all = Tensor::arange(ids.numel() as i64, (Kind::Int64, Device::Cpu));
+    let input = Input { ids: ids.shallow_clone(), attention_mask: Some(mask.shallow_clone()) };
+    let hidden = encoder.forward(&input, &pass).unwrap();
     let logits = match (&classifier, &lm) {
-        (Some(head), _) => Some(head.forward(&hidden, &pass).unwrap()),
-        (_, Some(head)) => Some(head.forward(&hidden, &all).unwrap().view([ids.size()[0], ids.size()[1], -1])),
+        (Some(head), _) => Some(head.forward(&encoder.forward_first(&input, &pass).unwrap(), &pass).unwrap()),
+        (_, Some(head)) => Some(head.forward(&hidden.flatten(0, 1)).unwrap().view([ids.size()[0], ids.size()[1], -1])),
         _ => None,
     };
     (hidden, logits)

@@ -47,7 +47,7 @@ fn every_trainable_weight_gets_a_gradient_in_every_mode() {
         let classifier = ClassificationHead::new(&mut parameters, &config, 3);
         let pass = Pass::training(Kind::Float, 1, 1, 0);
         let hidden = encoder.forward(&Input { ids: ids(3, 16), attention_mask: None }, &pass).unwrap();
-        let logits = mlm.forward(&hidden, &Tensor::from_slice(&[1i64, 9, 30])).unwrap();
+        let logits = mlm.forward(&hidden.flatten(0, 1).index_select(0, &Tensor::from_slice(&[1i64, 9, 30]))).unwrap();
         let loss = logits.square().mean(Kind::Float) + classifier.forward(&hidden, &pass).unwrap().square().sum(Kind::Float);
         loss.backward();
         for p in parameters.trainable() {
@@ -254,11 +254,20 @@ fn dropout_is_a_function_of_seed_and_step_and_not_of_the_cut() {
     assert!(whole.narrow(0, 2, 2).allclose(&run(2, 2, 1, 1), 1e-6, 1e-6, false));
 }
 
-/// Loss, and the gradient of every weight, of a masked LM in training with dropout.
-fn loss_and_gradients(attention: &Value, backend: &str, kind: Kind, padded: bool, norm: &str) -> (f64, Vec<(String, Tensor)>) {
+/// Loss, and the gradient of every weight, of a masked LM in training with dropout, that of attention's probabilities with `p`.
+/// `chosen`: the last layer is asked for the predicted rows alone.
+fn loss_and_gradients(
+    attention: &Value,
+    backend: &str,
+    kind: Kind,
+    padded: bool,
+    norm: &str,
+    p: f64,
+    chosen: bool,
+) -> (f64, Vec<(String, Tensor)>) {
     let mut config: Model =
         serde_json::from_value(json!({"vocab_size": 50, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "intermediate_size": 96, "max_position_embeddings": 42, "attention_probs_dropout_prob": 0.1, "norm": norm, "backend": backend,
+        "intermediate_size": 96, "max_position_embeddings": 42, "attention_probs_dropout_prob": p, "norm": norm, "backend": backend,
         "weight_init": "inverse_sqrt_width", "attention": attention}))
         .unwrap();
     config.hidden_dropout_prob = 0.1;
@@ -269,9 +278,12 @@ fn loss_and_gradients(attention: &Value, backend: &str, kind: Kind, padded: bool
         Tensor::arange(40, (Kind::Int64, Device::Cpu)).lt_tensor(&Tensor::from_slice(&[29i64, 40, 3]).unsqueeze(1)).to_kind(Kind::Int64)
     });
     let input = Input { ids: ids(3, 40), attention_mask: mask };
-    let hidden = encoder.forward(&input, &pass).unwrap();
-    let loss =
-        head.loss(&hidden, &Tensor::from_slice(&[1i64, 9, 30, 81]), &Tensor::from_slice(&[7i64, 8, -100, 9]), 0.1, &pass).unwrap() / 3.0;
+    let rows = Tensor::from_slice(&[1i64, 9, 30, 81]);
+    let hidden = match chosen {
+        true => encoder.forward_at(&input, &rows, &pass).unwrap(),
+        false => encoder.forward(&input, &pass).unwrap().flatten(0, 1).index_select(0, &rows),
+    };
+    let loss = head.loss(&hidden, &Tensor::from_slice(&[7i64, 8, -100, 9]), 0.1, &pass).unwrap() / 3.0;
     loss.backward();
     let gradients = parameters.trainable().map(|p| (p.name.clone(), p.tensor.grad().copy())).collect();
     (loss.double_value(&[]), gradients)
@@ -285,17 +297,58 @@ fn the_fused_blocks_are_the_reference_in_every_mode() {
     modes.push(json!({"k": 5, "sharing": "headwise", "backend": "materialised"}));
     for (attention, padded) in modes.iter().flat_map(|m| [(m, false), (m, true)]) {
         for (kind, tolerance, norm) in [(Kind::Float, 2e-5, "post"), (Kind::Float, 2e-5, "pre"), (Kind::BFloat16, 0.06, "post")] {
-            let (fused, reference) = (
-                loss_and_gradients(attention, "fused", kind, padded, norm),
-                loss_and_gradients(attention, "reference", kind, padded, norm),
-            );
-            let what = format!("{attention} {kind:?} {norm} padded {padded}");
-            assert!((fused.0 - reference.0).abs() < tolerance * reference.0, "{what}: {} {}", fused.0, reference.0);
-            for ((name, a), (_, b)) in fused.1.iter().zip(&reference.1) {
-                // Per weight, against its own size; what is zero but for rounding (the key's bias) against the largest.
-                let scale = b.abs().max().double_value(&[]).max(1e-3);
-                let worst = (a - b).abs().max().double_value(&[]);
-                assert!(worst < 5.0 * tolerance * scale, "{what}: {name} differs by {worst:e} of {scale:e}");
+            for (p, chosen) in [(0.1, false), (0.1, true), (0.0, true)] {
+                let (fused, reference) = (
+                    loss_and_gradients(attention, "fused", kind, padded, norm, p, chosen),
+                    loss_and_gradients(attention, "reference", kind, padded, norm, p, false),
+                );
+                let what = format!("{attention} {kind:?} {norm} padded {padded} p {p} chosen {chosen}");
+                assert!((fused.0 - reference.0).abs() < tolerance * reference.0, "{what}: {} {}", fused.0, reference.0);
+                for ((name, a), (_, b)) in fused.1.iter().zip(&reference.1) {
+                    // Per weight, against its own size; what is zero but for rounding (the key's bias) against the largest.
+                    let scale = b.abs().max().double_value(&[]).max(1e-3);
+                    let worst = (a - b).abs().max().double_value(&[]);
+                    assert!(worst < 5.0 * tolerance * scale, "{what}: {name} differs by {worst:e} of {scale:e}");
+                }
+            }
+        }
+    }
+}
+
+/// Without gradients rows are taken some at a time, sequences of several lengths together: no layer is any other for it.
+#[test]
+fn inference_in_blocks_of_rows_is_the_reference() {
+    let build_for = |attention: &Value, n: i64, backend: &str| {
+        let config: Model = serde_json::from_value(json!({"vocab_size": 50, "hidden_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "intermediate_size": 96, "max_position_embeddings": n + 2, "backend": backend,
+            "weight_init": "inverse_sqrt_width", "attention": attention}))
+        .unwrap();
+        build(&config).1
+    };
+    let modes = [
+        json!({"k": 16}),
+        json!({"k": 16, "sharing": "none"}),
+        json!({"k": 16, "sharing": "key_value", "projection": "max_pool"}),
+        json!({"kind": "full"}),
+        json!({"kind": "full", "backend": "materialised"}),
+    ];
+    let _guard = tch::no_grad_guard();
+    for (attention, (batch, n)) in modes.iter().flat_map(|m| [(m, (5, 700)), (m, (2, 2500))]) {
+        let mask = Tensor::arange(n, (Kind::Int64, Device::Cpu))
+            .lt_tensor(&Tensor::from_slice(&[n - 3, n, 9, n / 2, n][..batch as usize]).unsqueeze(1))
+            .to_kind(Kind::Int64);
+        let rows = mask.view(-1).nonzero().squeeze_dim(1);
+        for padded in [false, true] {
+            let input = Input { ids: ids(batch, n), attention_mask: padded.then(|| mask.shallow_clone()) };
+            let pass = Pass::evaluation(Kind::Float);
+            let real = |hidden: Tensor| hidden.flatten(0, 1).index_select(0, &rows);
+            let expected = real(build_for(attention, n, "reference").forward(&input, &pass).unwrap());
+            let fused = build_for(attention, n, "fused");
+            for (what, found) in
+                [("all", real(fused.forward(&input, &pass).unwrap())), ("at", fused.forward_at(&input, &rows, &pass).unwrap())]
+            {
+                let worst = (found - &expected).abs().max().double_value(&[]);
+                assert!(worst < 1e-4, "{attention} {batch} x {n} padded {padded}, {what}: {worst:e}");
             }
         }
     }

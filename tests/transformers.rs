@@ -13,7 +13,7 @@ use linformer::train::run::read_config;
 use serde_json::{json, Value};
 use std::path::Path;
 use std::process::Command;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// Exports of a lab, with what is to be found in them.
 #[derive(Default)]
@@ -55,10 +55,10 @@ impl Cases {
         weights.load_into(&parameters, Select::All).unwrap();
         let _guard = tch::no_grad_guard();
         let pass = Pass::evaluation(Kind::Float);
-        let hidden = encoder.forward(&Input { ids: ids.shallow_clone(), attention_mask: Some(mask.shallow_clone()) }, &pass).unwrap();
-        let all = Tensor::arange(ids.numel() as i64, (Kind::Int64, Device::Cpu));
-        let logits = classifier.map(|head| head.forward(&hidden, &pass).unwrap());
-        let logits = logits.or_else(|| Some(lm?.forward(&hidden, &all).unwrap().view([ids.size()[0], ids.size()[1], -1])));
+        let input = Input { ids: ids.shallow_clone(), attention_mask: Some(mask.shallow_clone()) };
+        let hidden = encoder.forward(&input, &pass).unwrap();
+        let logits = classifier.map(|head| head.forward(&encoder.forward_first(&input, &pass).unwrap(), &pass).unwrap());
+        let logits = logits.or_else(|| Some(lm?.forward(&hidden.flatten(0, 1)).unwrap().view([ids.size()[0], ids.size()[1], -1])));
         let tensors = [("input_ids", Some(ids)), ("attention_mask", Some(mask)), ("hidden", Some(hidden)), ("logits", logits)];
         let file = lab.path(&format!("expected-{}.safetensors", self.0.len()));
         let present: Vec<(String, Tensor)> =

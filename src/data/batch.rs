@@ -25,9 +25,9 @@ pub struct MlmBatch {
 pub struct MlmTensors {
     /// `[B, n]`.
     pub ids: Tensor,
-    /// `[M]`, index in B x n.
+    /// `[M]`, index in B x n, ascending.
     pub positions: Tensor,
-    /// `[M]`; the last few may be [`IGNORED`].
+    /// `[M]`; some may be [`IGNORED`].
     pub targets: Tensor,
     /// `[B, n]`, 1 at real tokens; None: no padding.
     pub attention_mask: Option<Tensor>,
@@ -80,11 +80,8 @@ impl MlmBatch {
         let (start, end) = (sequences.start * self.length, sequences.end * self.length);
         let from = self.positions.partition_point(|p| (*p as usize) < start);
         let to = self.positions.partition_point(|p| (*p as usize) < end);
-        let mut positions: Vec<i64> = self.positions[from..to].iter().map(|p| p - start as i64).collect();
-        let mut targets = self.targets[from..to].to_vec();
-        let filled = positions.len().next_multiple_of(TARGETS_MULTIPLE);
-        positions.resize(filled, 0);
-        targets.resize(filled, IGNORED);
+        let chosen = self.positions[from..to].iter().zip(&self.targets[from..to]).map(|(p, target)| (*p as usize - start, *target));
+        let (positions, targets) = filled_up(chosen.collect(), sequences.len(), self.length);
         let shape = [sequences.len() as i64, self.length as i64];
         let attention_mask = (!self.lengths.is_empty()).then(|| {
             let of = |length: &usize| (0..self.length).map(|i| i64::from(i < *length)).collect::<Vec<_>>();
@@ -98,6 +95,18 @@ impl MlmBatch {
             targets: Tensor::from_slice(&targets).to_device(device),
         }
     }
+}
+
+/// Positions and targets, ascending, with ignored ones between them up to a multiple of [`TARGETS_MULTIPLE`], which are spread
+/// over the sequences: the last layer takes as many of each.
+fn filled_up(mut chosen: Vec<(usize, i64)>, sequences: usize, length: usize) -> (Vec<i64>, Vec<i64>) {
+    let mut is_free = vec![true; sequences * length];
+    chosen.iter().for_each(|(position, _)| is_free[*position] = false);
+    let missing = chosen.len().next_multiple_of(TARGETS_MULTIPLE) - chosen.len();
+    let by_column = (0..length).flat_map(|column| (0..sequences).map(move |row| row * length + column));
+    chosen.extend(by_column.filter(|position| is_free[*position]).take(missing).map(|position| (position, IGNORED)));
+    chosen.sort_unstable_by_key(|(position, _)| *position);
+    chosen.into_iter().map(|(position, target)| (position as i64, target)).unzip()
 }
 
 /// Labelled sequences of one task, padded on the right to one length.

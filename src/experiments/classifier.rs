@@ -94,7 +94,7 @@ impl Classifier {
     /// Logits `[B, classes]` and labels of some rows of a batch.
     pub fn forward(&self, batch: &TaskBatch, rows: Range<usize>, pass: &Pass) -> Result<(Tensor, Tensor), NativeError> {
         let tensors = batch.tensors(rows, self.regression, self.device);
-        let hidden = self.encoder.forward(&Input { ids: tensors.ids, attention_mask: Some(tensors.attention_mask) }, pass)?;
+        let hidden = self.encoder.forward_first(&Input { ids: tensors.ids, attention_mask: Some(tensors.attention_mask) }, pass)?;
         Ok((self.head.forward(&hidden, pass)?, tensors.labels))
     }
 

@@ -90,16 +90,17 @@ impl MaskFiller {
         let mut all = vec![Guesses::new(); texts.len()];
         for rows in batches_by_length(&lengths) {
             let batch: Vec<&MaskedText> = rows.iter().map(|row| &texts[*row]).collect();
-            let hidden = self.hidden(&batch)?;
-            // `hidden` is `[B, L, d]`: the place of each mask in B x L, with its row and its number there.
-            let length = hidden.size()[1] as usize;
+            let length = rows.iter().map(|row| lengths[*row]).max().unwrap_or(0);
+            // The place of each mask in B x L, with its row and its number there.
             let masks = |(at, text): (usize, &&MaskedText)| -> Vec<(usize, usize, i64)> {
                 let place = |(mask, position): (usize, &usize)| (rows[at], mask, (at * length + position + 1) as i64);
                 text.masks.iter().enumerate().map(place).collect()
             };
             let masks: Vec<(usize, usize, i64)> = batch.iter().enumerate().flat_map(masks).collect();
-            for some in masks.chunks(MASKS) {
-                let (values, ids) = self.likeliest(&hidden, some.iter().map(|(_, _, place)| *place).collect(), top_k)?;
+            let places: Vec<i64> = masks.iter().map(|(_, _, place)| *place).collect();
+            let hidden = self.hidden(&batch, &places)?;
+            for (some, hidden) in masks.chunks(MASKS).zip(hidden.split(MASKS as i64, 0)) {
+                let (values, ids) = self.likeliest(&hidden, top_k)?;
                 for (i, (row, mask, _)) in some.iter().enumerate() {
                     let count = values.len() / some.len();
                     let pairs = (i * count..(i + 1) * count).map(|at| (values[at], ids[at] as u32));
@@ -110,20 +111,21 @@ impl MaskFiller {
         Ok(all)
     }
 
-    /// Hidden states `[B, L, d]` of some texts, with padding up to the longest.
-    fn hidden(&self, texts: &[&MaskedText]) -> Result<Tensor> {
+    /// Hidden states `[M, d]` at some places of B x L, L the length of the longest text.
+    fn hidden(&self, texts: &[&MaskedText], places: &[i64]) -> Result<Tensor> {
         let special = self.tokenizer.special;
         let example = |text: &&MaskedText| Example { id: 0, ids: [&[special.cls], &text.ids[..], &[special.sep]].concat(), label: 0.0 };
         let tensors = TaskBatch::new(texts.iter().map(example).collect(), special.pad).tensors(0..texts.len(), true, self.device);
         // Without padding there is nothing to be masked, which is faster.
         let padded = texts.iter().any(|text| text.ids.len() != texts[0].ids.len());
         let input = Input { ids: tensors.ids, attention_mask: padded.then_some(tensors.attention_mask) };
-        Ok(self.encoder.forward(&input, &Pass::evaluation(self.kind))?)
+        let places = Tensor::from_slice(places).to_device(self.device);
+        Ok(self.encoder.forward_at(&input, &places, &Pass::evaluation(self.kind))?)
     }
 
-    /// Probabilities and ids of the likeliest tokens at some places, `top_k` (or fewer) a place, one after the other.
-    fn likeliest(&self, hidden: &Tensor, places: Vec<i64>, top_k: usize) -> Result<(Vec<f64>, Vec<i64>)> {
-        let logits = self.head.forward(hidden, &Tensor::from_slice(&places).to_device(self.device))?.to_kind(Kind::Float);
+    /// Probabilities and ids of the likeliest tokens from hidden states `[M, d]`, `top_k` (or fewer) of each, one after the other.
+    fn likeliest(&self, hidden: &Tensor, top_k: usize) -> Result<(Vec<f64>, Vec<i64>)> {
+        let logits = self.head.forward(hidden)?.to_kind(Kind::Float);
         let banned: Vec<i64> = self.tokenizer.special_ids.iter().map(|id| i64::from(*id)).collect();
         // As transformers does, special tokens count in the softmax; they are only never shown.
         let shown = logits.softmax(-1, Kind::Float).index_fill(1, &Tensor::from_slice(&banned).to_device(self.device), -1.0);

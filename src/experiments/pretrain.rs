@@ -12,7 +12,7 @@ use crate::eval::perplexity;
 use crate::log::{progress::Progress, Record};
 use crate::model::loss::cross_entropy_sum;
 use crate::model::memory::EVALUATION_PREDICTIONS;
-use crate::model::size::forward_flops_per_token;
+use crate::model::size::{forward_flops_per_token, spared_flops_per_token};
 use crate::model::weights::Select;
 use crate::model::{Encoder, Input, MaskedLmHead, Parameters, Pass};
 use crate::native::NativeError;
@@ -88,12 +88,13 @@ impl MaskedLm {
     /// Sum of the loss, and how many predictions were right.
     fn measure(&self, batch: &MlmBatch, pass: &Pass) -> Result<(f64, i64), NativeError> {
         let tensors = batch.tensors(0..batch.sequences(), self.device);
-        let hidden = self.encoder.forward(&Input { ids: tensors.ids, attention_mask: tensors.attention_mask }, pass)?;
+        let input = Input { ids: tensors.ids, attention_mask: tensors.attention_mask };
+        let hidden = self.encoder.forward_at(&input, &tensors.positions, pass)?;
         let (mut loss, mut right) = (0.0, 0);
         // Logits of all at once would take more memory than training does.
         let pieces = |t: &Tensor| t.split(EVALUATION_PREDICTIONS, 0);
-        for (positions, targets) in pieces(&tensors.positions).iter().zip(&pieces(&tensors.targets)) {
-            let logits = self.head.forward(&hidden, positions)?;
+        for (hidden, targets) in pieces(&hidden).iter().zip(&pieces(&tensors.targets)) {
+            let logits = self.head.forward(hidden)?;
             right += logits.argmax(-1, false).eq_tensor(targets).sum(Kind::Int64).int64_value(&[]);
             loss += cross_entropy_sum(&logits, targets, 0.0).double_value(&[]);
         }
@@ -115,8 +116,9 @@ impl Task for MaskedLm {
 
     fn loss(&self, batch: &MlmBatch, sequences: Range<usize>, pass: &Pass) -> Result<LossSum, NativeError> {
         let tensors = batch.tensors(sequences, self.device);
-        let hidden = self.encoder.forward(&Input { ids: tensors.ids, attention_mask: tensors.attention_mask }, pass)?;
-        Ok(LossSum(self.head.loss(&hidden, &tensors.positions, &tensors.targets, self.label_smoothing, pass)?))
+        let input = Input { ids: tensors.ids, attention_mask: tensors.attention_mask };
+        let hidden = self.encoder.forward_at(&input, &tensors.positions, pass)?;
+        Ok(LossSum(self.head.loss(&hidden, &tensors.targets, self.label_smoothing, pass)?))
     }
 
     /// Every validation sequence once, with fixed masks.
@@ -144,6 +146,13 @@ impl Task for MaskedLm {
     fn keeps_best(&self) -> bool {
         false
     }
+}
+
+/// Of a forward pass, as it is computed here.
+fn flops_per_token(config: &Config, device: Device) -> f64 {
+    let (n, read) = (config.data.sequence_length, config.data.mask_probability);
+    let spared = if Encoder::chooses_rows(&config.model, device) { spared_flops_per_token(&config.model, n, read) } else { 0.0 };
+    forward_flops_per_token(&config.model, n, read) - spared
 }
 
 /// Pretrains one model.
@@ -184,7 +193,7 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
         tokenizer: &task.data.prepared().tokenizer,
         warnings,
         total_steps: config.train.max_steps,
-        flops_per_token: forward_flops_per_token(&config.model, config.data.sequence_length, config.data.mask_probability),
+        flops_per_token: flops_per_token(&config, parameters.device()),
     };
     job.run(|outcome, progress| {
         let summary = summary(&start.name, &config, &task, &parameters, outcome)?;

@@ -74,8 +74,8 @@ fn pretrain(config: &Config, parameters: &mut Parameters, batch: MlmBatch) -> Fo
     let smoothing = config.train.label_smoothing;
     Box::new(move |pass| {
         let tensors = batch.tensors(0..batch.sequences(), Device::Cpu);
-        let hidden = encoder.forward(&Input { ids: tensors.ids, attention_mask: tensors.attention_mask }, pass)?;
-        Ok(head.loss(&hidden, &tensors.positions, &tensors.targets, smoothing, pass)? / batch.targets.len().max(1) as f64)
+        let hidden = encoder.forward_at(&Input { ids: tensors.ids, attention_mask: tensors.attention_mask }, &tensors.positions, pass)?;
+        Ok(head.loss(&hidden, &tensors.targets, smoothing, pass)? / batch.targets.len().max(1) as f64)
     })
 }
 
@@ -96,7 +96,7 @@ fn finetune(
     let regression = outputs == 1;
     Ok(Box::new(move |pass| {
         let tensors = batch.tensors(0..rows, regression, Device::Cpu);
-        let hidden = encoder.forward(&Input { ids: tensors.ids, attention_mask: Some(tensors.attention_mask) }, pass)?;
+        let hidden = encoder.forward_first(&Input { ids: tensors.ids, attention_mask: Some(tensors.attention_mask) }, pass)?;
         let logits = head.forward(&hidden, pass)?;
         let sum =
             if regression { squared_error_sum(&logits, &tensors.labels) } else { cross_entropy_sum(&logits, &tensors.labels, smoothing) };

@@ -49,10 +49,10 @@ fn losses(subject: &Subject, sequences: &Sequences, by: i64) -> Result<Vec<f64>>
         }
         let shaped = |values: &[i64]| Tensor::from_slice(values).view([ids.len() as i64, n]).to_device(subject.device);
         let input = Input { ids: shaped(&flat), attention_mask: Some(shaped(&mask)) };
-        let hidden = subject.encoder.forward(&input, &Pass::evaluation(Kind::Float))?;
         let (places, tokens) =
             (Tensor::from_slice(&places).to_device(subject.device), Tensor::from_slice(&tokens).to_device(subject.device));
-        let logits = head.forward(&hidden, &places)?.to_kind(Kind::Float);
+        let hidden = subject.encoder.forward_at(&input, &places, &Pass::evaluation(Kind::Float))?;
+        let logits = head.forward(&hidden)?.to_kind(Kind::Float);
         let nats = -logits.log_softmax(-1, Kind::Double).gather(1, &tokens.unsqueeze(1), false).squeeze_dim(1);
         let mut first = 0;
         for targets in targets.iter().filter(|t| !t.is_empty()) {

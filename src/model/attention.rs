@@ -9,7 +9,7 @@ use super::layers::{Linear, Pass};
 use super::parameters::Parameters;
 use super::projection::{Compressed, Projection};
 use crate::config::{AttentionBackend, AttentionKind, Backend, BiasOrder, Model, Order, Sharing};
-use crate::native::fused::{attention, attention_is_supported, heads, HeadWeights};
+use crate::native::fused::{attention, attention_is_fast, attention_is_supported, heads, spread_rows, take_rows, HeadWeights};
 use crate::native::NativeError;
 use tch::{Kind, Tensor};
 
@@ -31,6 +31,11 @@ impl Keep {
 
     pub(super) fn shallow_clone(&self) -> Self {
         Self { real: self.real.shallow_clone(), factor: self.factor.shallow_clone() }
+    }
+
+    /// Of so many sequences from `first` on.
+    pub(super) fn of_sequences(&self, first: i64, count: i64) -> Self {
+        Self { real: self.real.narrow(0, first, count), factor: self.factor.narrow(0, first, count) }
     }
 }
 
@@ -72,30 +77,27 @@ impl Heads {
     }
 }
 
-/// What the attention is computed from: `[B, m, d]` each, or with heads, `[B, h, m, d/h]`.
-struct Parts {
-    q: Tensor,
+/// What the queries of a sequence attend to: L rows, or the k compressed ones.
+pub struct KeysAndValues {
+    /// `[B, m, d]`, or with heads, `[B, h, m, d/h]`.
     k: Tensor,
     v: Tensor,
     /// Keys that take part, broadcastable to `[B, h, 1, m]`; None: all.
     mask: Option<Tensor>,
 }
 
-impl Parts {
+impl KeysAndValues {
     /// The mask as `[B, m]`, if it is one for all heads.
     fn key_mask(&self) -> Option<Option<Tensor>> {
         match &self.mask {
             None => Some(None),
             Some(mask) => match mask.size()[..] {
-                [batch, 1, 1, _] if batch == self.q.size()[0] => Some(Some(mask.squeeze_dim(1).squeeze_dim(1))),
+                [batch, 1, 1, _] if batch == self.k.size()[0] => Some(Some(mask.squeeze_dim(1).squeeze_dim(1))),
                 _ => None,
             },
         }
     }
 }
-
-/// k, v and which keys take part.
-type KeysAndValues = (Tensor, Tensor, Option<Tensor>);
 
 struct Compression {
     keys: Projection,
@@ -127,16 +129,47 @@ impl SelfAttention {
 
     /// x `[B, L, d]` -> `[B, L, d]`, heads side by side.
     pub fn forward(&self, x: &Tensor, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
-        let has_kernel = self.own_kernel && attention_is_supported(x.kind(), x.device(), x.size()[2] / self.heads);
         let out = match self.block_weights() {
-            Some((weights, k)) if has_kernel => {
+            Some((weights, k)) if self.has_kernel(x, pass) => {
                 let drop = pass.drop(self.dropout, &self.place, self.heads * x.size()[1] * k.unwrap_or(x.size()[1]));
-                heads(x, &weights, keep.map(|keep| &keep.real), self.heads, drop)?
+                heads(x, &weights, keep.map(|keep| &keep.real), self.heads, drop, None)?
             }
-            _ => self.by_parts(&self.parts(x, keep)?, has_kernel, pass)?,
+            _ => self.attend(&self.queries(x)?, &self.keys_and_values(x, keep)?, pass)?,
         };
         pass.see(self.place.trim_end_matches(".probabilities"), &out);
         Ok(out)
+    }
+
+    /// Whether [`Self::forward_at`] can be asked: dropout of the probabilities is a matter of the kernel there.
+    pub fn can_choose(&self, x: &Tensor, pass: &Pass) -> bool {
+        !pass.drops(self.dropout) || self.has_kernel(x, pass) && self.block_weights().is_some()
+    }
+
+    /// The same of some rows alone, `rows` (b L + position, `[M]` int64, ascending): `[M, d]`.
+    pub fn forward_at(&self, x: &Tensor, keep: Option<&Keep>, rows: &Tensor, pass: &Pass) -> Result<Tensor, NativeError> {
+        let (batch, length, width) = (x.size()[0], x.size()[1], x.size()[2]);
+        if let Some((weights, k)) = self.block_weights().filter(|_| self.has_kernel(x, pass)) {
+            let drop = pass.drop(self.dropout, &self.place, self.heads * length * k.unwrap_or(length));
+            return heads(x, &weights, keep.map(|keep| &keep.real), self.heads, drop, Some(rows));
+        }
+        let to = self.keys_and_values(x, keep)?;
+        let q = self.query.forward(&take_rows(&x.view([-1, width]), rows)?)?;
+        // As many queries of each sequence as of the one that has most.
+        let (places, most) = side_by_side(&numbers(rows), batch as usize, length);
+        let places = Tensor::from_slice(&places);
+        let q = spread_rows(&q, &places, batch * most)?.view([batch, most, width]);
+        take_rows(&self.attend(&q, &to, pass)?.view([-1, width]), &places)
+    }
+
+    /// Whether the scores of every query stand in memory at once.
+    pub fn stores_scores(&self) -> bool {
+        self.backend == AttentionBackend::Materialised
+    }
+
+    /// Whether our own kernel is the one to take. libtorch's has no dropout.
+    fn has_kernel(&self, x: &Tensor, pass: &Pass) -> bool {
+        let is_better = if pass.drops(self.dropout) { attention_is_supported } else { attention_is_fast };
+        self.own_kernel && is_better(x.kind(), x.device(), x.size()[x.dim() - 1] / self.heads)
     }
 
     /// What one block does as a whole, and k: full attention, and projections that are matrices for all heads, compress first.
@@ -151,20 +184,27 @@ impl SelfAttention {
         Some((HeadWeights { query, key, value, project_keys, project_values }, project_keys.map(|e| e.tensor().size()[0])))
     }
 
-    fn by_parts(&self, parts: &Parts, has_kernel: bool, pass: &Pass) -> Result<Tensor, NativeError> {
-        match parts.key_mask() {
-            Some(mask) if has_kernel => {
-                let (k, v) = (self.merge(&parts.k), self.merge(&parts.v));
-                let drop = pass.drop(self.dropout, &self.place, self.heads * parts.q.size()[1] * k.size()[1]);
-                attention(&parts.q, &k, &v, mask.as_ref(), self.heads, drop)
+    /// Of rows x `[B, l, d]`.
+    pub fn queries(&self, x: &Tensor) -> Result<Tensor, NativeError> {
+        self.query.forward(x)
+    }
+
+    /// What queries `[B, l, d]` get of the keys and values of their sequences: `[B, l, d]`. Dropout takes them for all of the
+    /// sequences' queries.
+    pub fn attend(&self, q: &Tensor, to: &KeysAndValues, pass: &Pass) -> Result<Tensor, NativeError> {
+        match to.key_mask() {
+            Some(mask) if self.has_kernel(q, pass) => {
+                let (k, v) = (self.merge(&to.k), self.merge(&to.v));
+                let drop = pass.drop(self.dropout, &self.place, self.heads * q.size()[1] * k.size()[1]);
+                attention(q, &k, &v, mask.as_ref(), self.heads, drop)
             }
-            _ => self.by_libtorch(parts, pass),
+            _ => self.by_libtorch(q, to, pass),
         }
     }
 
-    fn by_libtorch(&self, parts: &Parts, pass: &Pass) -> Result<Tensor, NativeError> {
-        let (q, k, v, mask) = (self.split(&parts.q), self.split(&parts.k), self.split(&parts.v), parts.mask.as_ref());
-        let out = if self.backend != AttentionBackend::Materialised && !pass.drops(self.dropout) {
+    fn by_libtorch(&self, q: &Tensor, to: &KeysAndValues, pass: &Pass) -> Result<Tensor, NativeError> {
+        let (q, k, v, mask) = (self.split(q), self.split(&to.k), self.split(&to.v), to.mask.as_ref());
+        let out = if !self.stores_scores() && !pass.drops(self.dropout) {
             Tensor::scaled_dot_product_attention(&q, &k, &v, mask, 0.0, false, None, false)
         } else {
             // libtorch's fused kernel draws its dropout from global state; ours needs the probabilities as a tensor.
@@ -175,37 +215,33 @@ impl SelfAttention {
 
     /// What the attention of x is computed from, head by head.
     pub fn heads(&self, x: &Tensor, keep: Option<&Keep>) -> Result<Heads, NativeError> {
-        let Parts { q, k, v, mask } = self.parts(x, keep)?;
+        let (q, KeysAndValues { k, v, mask }) = (self.queries(x)?, self.keys_and_values(x, keep)?);
         Ok(Heads { q: self.split(&q), k: self.split(&k), v: self.split(&v), mask })
     }
 
-    fn parts(&self, x: &Tensor, keep: Option<&Keep>) -> Result<Parts, NativeError> {
-        let q = self.query.forward(x)?;
-        Ok(match &self.compression {
-            None => {
-                let mask = keep.map(|keep| keep.real.unsqueeze(1).unsqueeze(1));
-                Parts { q, k: self.key.forward(x)?, v: self.value.forward(x)?, mask }
-            }
-            Some(compression) => {
-                let zeroed = keep.map_or_else(|| x.shallow_clone(), |keep| x * &keep.factor);
-                let real = keep.map(|keep| &keep.real);
-                let (k, v, mask) = if compression.bias_first {
-                    self.bias_then_compress(compression, &zeroed, keep)?
-                } else if compression.project_first {
-                    self.project_then_compress(compression, &zeroed, real)?
-                } else {
-                    self.compress_then_project(compression, &zeroed, real)?
-                };
-                Parts { q, k, v, mask }
-            }
-        })
+    /// Of whole sequences x `[B, L, d]`.
+    pub fn keys_and_values(&self, x: &Tensor, keep: Option<&Keep>) -> Result<KeysAndValues, NativeError> {
+        let Some(compression) = &self.compression else {
+            let mask = keep.map(|keep| keep.real.unsqueeze(1).unsqueeze(1));
+            return Ok(KeysAndValues { k: self.key.forward(x)?, v: self.value.forward(x)?, mask });
+        };
+        let zeroed = keep.map_or_else(|| x.shallow_clone(), |keep| x * &keep.factor);
+        let real = keep.map(|keep| &keep.real);
+        if compression.bias_first {
+            self.bias_then_compress(compression, &zeroed, keep)
+        } else if compression.project_first {
+            self.project_then_compress(compression, &zeroed, real)
+        } else {
+            self.compress_then_project(compression, &zeroed, real)
+        }
     }
 
     /// E X computed once for keys and values when E = F, then (E X) W + b on k rows instead of n.
     fn compress_then_project(&self, compression: &Compression, x: &Tensor, real: Option<&Tensor>) -> Result<KeysAndValues, NativeError> {
         let keys = compression.keys.compress(x, real);
         let values = compression.values.as_ref().map(|f| f.compress(x, real).rows);
-        Ok((self.key.forward(&keys.rows)?, self.value.forward(values.as_ref().unwrap_or(&keys.rows))?, keys.mask))
+        let v = self.value.forward(values.as_ref().unwrap_or(&keys.rows))?;
+        Ok(KeysAndValues { k: self.key.forward(&keys.rows)?, v, mask: keys.mask })
     }
 
     /// E_i (X W_i) + b_i: needed where every head has its own E.
@@ -217,7 +253,7 @@ impl SelfAttention {
         };
         let (k, mask) = compress(&compression.keys, &self.key)?;
         let (v, _) = compress(compression.values.as_ref().unwrap_or(&compression.keys), &self.value)?;
-        Ok((k, v, mask))
+        Ok(KeysAndValues { k, v, mask })
     }
 
     /// E_i (X W_i + b_i), zero at padding.
@@ -228,7 +264,8 @@ impl SelfAttention {
             Ok::<_, NativeError>(projection.compress(&self.split(&y), keep.map(|keep| &keep.real)))
         };
         let Compressed { rows: k, mask } = compress(&compression.keys, &self.key)?;
-        Ok((k, compress(compression.values.as_ref().unwrap_or(&compression.keys), &self.value)?.rows, mask))
+        let v = compress(compression.values.as_ref().unwrap_or(&compression.keys), &self.value)?.rows;
+        Ok(KeysAndValues { k, v, mask })
     }
 
     /// `[B, m, d]` -> `[B, h, m, d/h]`; what is split already stays.
@@ -273,6 +310,29 @@ impl Compression {
         };
         Self { keys, values, project_first, bias_first: attention.bias == BiasOrder::Before }
     }
+}
+
+fn numbers(rows: &Tensor) -> Vec<i64> {
+    let mut numbers = vec![0; rows.numel()];
+    rows.copy_data(&mut numbers, rows.numel());
+    numbers
+}
+
+/// Where rows (b length + position, ascending) stand when every sequence has as many as the one that has most, and how many
+/// that is.
+fn side_by_side(rows: &[i64], batch: usize, length: i64) -> (Vec<i64>, i64) {
+    let mut counts = vec![0; batch];
+    let within: Vec<(i64, i64)> = rows
+        .iter()
+        .map(|row| {
+            let sequence = row / length;
+            let before = counts[sequence as usize];
+            counts[sequence as usize] += 1;
+            (sequence, before)
+        })
+        .collect();
+    let most = counts.into_iter().max().unwrap_or(0);
+    (within.into_iter().map(|(sequence, before)| sequence * most + before).collect(), most)
 }
 
 /// Q K^T / sqrt(d).

@@ -5,14 +5,14 @@ use super::init::Init;
 use super::layers::{activate, is_fused, LayerNorm, Linear, Pass};
 use super::parameters::Parameters;
 use super::projection::Projection;
-use crate::config::{AttentionKind, Backend, HiddenAct, Model, Norm, Padding, PositionInit, Sharing};
-use crate::native::fused::{embedding, feed_forward, is_supported, output_norm, Drop};
+use crate::config::{AttentionBackend, AttentionKind, Backend, HiddenAct, Model, Norm, Padding, PositionInit, Sharing};
+use crate::native::fused::{attention_is_supported, embedding, feed_forward, is_supported, output_norm, take_rows};
 use crate::native::profile::{span, Part};
 use crate::native::recompute::recompute;
 use crate::native::weight::Weight;
 use crate::native::NativeError;
 use std::rc::Rc;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// A batch as the encoder sees it.
 pub struct Input {
@@ -55,8 +55,45 @@ impl Encoder {
 
     /// Hidden states `[B, L, d]` in the arithmetic of the pass.
     pub fn forward(&self, input: &Input, pass: &Pass) -> Result<Tensor, NativeError> {
-        let x = self.through(input, pass, |_, _, _| Ok(()))?;
-        Ok(self.norm.as_ref().map_or_else(|| x.shallow_clone(), |norm| norm.forward(&x)))
+        let (x, keep) = self.embed(input, pass)?;
+        Ok(self.normed(through(&self.layers, x, keep.as_ref(), pass, |_, _| Ok(()))?))
+    }
+
+    /// The hidden states that a head reads, `[M, d]`: of the rows b L + position, `[M]` int64, ascending. The last layer makes
+    /// no others, where it is of fused blocks: its queries, its feed-forward block and their gradients are of M rows.
+    pub fn forward_at(&self, input: &Input, rows: &Tensor, pass: &Pass) -> Result<Tensor, NativeError> {
+        let (x, keep) = self.embed(input, pass)?;
+        let (others, last) = self.layers.split_at(self.layers.len().saturating_sub(1));
+        let x = through(others, x, keep.as_ref(), pass, |_, _| Ok(()))?;
+        match last {
+            [last] if rows.numel() > 0 && last.can_choose(&x, pass) => last.forward_at(&x, keep.as_ref(), rows, pass),
+            _ => {
+                let x = self.normed(through(last, x, keep.as_ref(), pass, |_, _| Ok(()))?);
+                Ok(x.reshape([-1, x.size()[2]]).index_select(0, rows))
+            }
+        }
+    }
+
+    /// Whether [`Self::forward_at`] spares the last layer the other rows, in training on this device.
+    pub fn chooses_rows(config: &Model, device: Device) -> bool {
+        let spares = config.backend == Backend::Fused && config.norm == Norm::Post && is_supported(Kind::Float, device);
+        let by_kernel = config.attention.backend == AttentionBackend::Fused
+            && attention_is_supported(Kind::Float, device, config.hidden_size / config.num_attention_heads);
+        spares && (config.attention_probs_dropout_prob == 0.0 || by_kernel)
+    }
+
+    /// Those of the first token of each sequence, `[B, d]`.
+    pub fn forward_first(&self, input: &Input, pass: &Pass) -> Result<Tensor, NativeError> {
+        let (sequences, length) = (input.ids.size()[0], input.ids.size()[1]);
+        let rows = Tensor::arange(sequences, (Kind::Int64, input.ids.device())) * length;
+        self.forward_at(input, &rows, pass)
+    }
+
+    fn normed(&self, x: Tensor) -> Tensor {
+        match &self.norm {
+            Some(norm) => norm.forward(&x),
+            None => x,
+        }
     }
 
     /// The layers' first input, and the padding that they know of.
@@ -69,30 +106,12 @@ impl Encoder {
         })
     }
 
-    /// A pass through the embeddings and all layers; `see` has each layer, its input and the padding before it runs.
-    fn through(
-        &self,
-        input: &Input,
-        pass: &Pass,
-        mut see: impl FnMut(&Layer, &Tensor, Option<&Keep>) -> Result<(), NativeError>,
-    ) -> Result<Tensor, NativeError> {
-        let (mut x, keep) = self.embed(input, pass)?;
-        for layer in &self.layers {
-            see(layer, &x, keep.as_ref())?;
-            x = if pass.recomputes() && x.requires_grad() {
-                Layer::forward_again(layer, &x, keep.as_ref(), pass)?
-            } else {
-                layer.forward(x, keep.as_ref(), pass)?
-            };
-        }
-        Ok(x)
-    }
-
     /// Calls `see` with the number of each layer and what its attention is computed from, in a pass over a batch.
     pub fn visit(&self, input: &Input, pass: &Pass, mut see: impl FnMut(usize, Heads)) -> Result<(), NativeError> {
         let mut number = 0;
-        self.through(input, pass, |layer, x, keep| {
-            see(number, layer.heads(x, keep)?);
+        let (x, keep) = self.embed(input, pass)?;
+        through(&self.layers, x, keep.as_ref(), pass, |layer, x| {
+            see(number, layer.heads(x, keep.as_ref())?);
             number += 1;
             Ok(())
         })
@@ -107,7 +126,8 @@ impl Encoder {
     /// What the self-attention of each layer reads, `[B, L, d]`.
     pub fn attention_inputs(&self, input: &Input, pass: &Pass) -> Result<Vec<Tensor>, NativeError> {
         let mut inputs = Vec::with_capacity(self.layers.len());
-        self.through(input, pass, |layer, x, _| {
+        let (x, keep) = self.embed(input, pass)?;
+        through(&self.layers, x, keep.as_ref(), pass, |layer, x| {
             inputs.push(layer.attention_input(x));
             Ok(())
         })
@@ -119,6 +139,24 @@ impl Encoder {
     pub fn word_embeddings(&self) -> &Weight {
         &self.embeddings.word
     }
+}
+
+/// x `[B, L, d]` through some layers; `see` has each layer and its input before it runs.
+fn through(
+    layers: &[Rc<Layer>],
+    mut x: Tensor,
+    keep: Option<&Keep>,
+    pass: &Pass,
+    mut see: impl FnMut(&Layer, &Tensor) -> Result<(), NativeError>,
+) -> Result<Tensor, NativeError> {
+    for layer in layers {
+        see(layer, &x)?;
+        x = match pass.recomputes() && x.requires_grad() {
+            true => Layer::forward_again(layer, &x, keep, pass)?,
+            false => layer.forward(x, keep, pass)?,
+        };
+    }
+    Ok(x)
 }
 
 struct Embeddings {
@@ -300,43 +338,87 @@ impl Layer {
         pass.dropout(out, self.dropout, &self.places[1])
     }
 
-    /// The same in two blocks, behind the heads' outputs.
+    /// The same in three blocks: the heads' outputs, the end of the attention, the feed-forward block.
     fn forward_fused(&self, x: Tensor, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
         let (size, width) = (x.size(), x.size()[2]);
+        if !pass.is_training() && !x.requires_grad() && size[0] * size[1] > row_block(x.kind()) {
+            return self.forward_by_rows(&x, keep, pass);
+        }
         let attention = span(Part::Attention);
         let (attended, x) = (self.attention.forward(&x, keep, pass)?.view([-1, width]), x.view([-1, width]));
         drop(attention);
-        let rows = x.size()[0];
-        let block_rows = row_block(x.kind());
-        if pass.is_training() || x.requires_grad() || rows <= block_rows {
-            return Ok(self.rest_of_layer(&attended, &x, size[1], 0, pass)?.view(size.as_slice()));
-        }
-        // Without gradients nothing has to stay: a block of rows at a time needs no `[rows, intermediate_size]` of all.
-        let out = x.empty_like();
-        for first in (0..rows).step_by(block_rows as usize) {
-            let block = |t: &Tensor| t.narrow(0, first, block_rows.min(rows - first));
-            block(&out).copy_(&self.rest_of_layer(&block(&attended), &block(&x), size[1], first, pass)?);
-        }
-        Ok(out.view(size.as_slice()))
+        Ok(self.rest_of_layer(attended, &x, size[1], None, pass)?.view(size.as_slice()))
     }
 
-    /// From the heads' outputs and the layer's input, `[rows, d]` each, to the layer's output; `first`: the first row's place
-    /// among all rows, of which a sequence has `length`.
-    fn rest_of_layer(&self, attended: &Tensor, x: &Tensor, length: i64, first: i64, pass: &Pass) -> Result<Tensor, NativeError> {
-        let width = x.size()[1];
-        let drop_at = |place: &str| {
-            let drop = pass.drop(self.dropout, place, length * width);
-            Drop { offset: drop.offset + first * width, ..drop }
+    /// The same where nothing has to stay for a backward pass. Only keys and values are made of whole sequences (k rows of a
+    /// Linformer); queries, and all that follows them, of a block of rows at a time.
+    fn forward_by_rows(&self, x: &Tensor, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
+        let (batch, length, width) = (x.size()[0], x.size()[1], x.size()[2]);
+        let block = row_block(x.kind());
+        let (sequences, rows) = ((block / length).max(1), if self.attention.stores_scores() { length } else { block.min(length) });
+        let out = x.empty_like();
+        for first in (0..batch).step_by(sequences as usize) {
+            let count = sequences.min(batch - first);
+            let [x, out] = [x, &out].map(|t| t.narrow(0, first, count));
+            let keep = keep.map(|keep| keep.of_sequences(first, count));
+            let attention = span(Part::Attention);
+            let keys_and_values = self.attention.keys_and_values(&x, keep.as_ref())?;
+            drop(attention);
+            for row in (0..length).step_by(rows as usize) {
+                let [x, mut out] = [&x, &out].map(|t| t.narrow(1, row, rows.min(length - row)));
+                let attention = span(Part::Attention);
+                let attended = self.attention.attend(&self.attention.queries(&x)?, &keys_and_values, pass)?.view([-1, width]);
+                drop(attention);
+                out.copy_(&self.rest_of_layer(attended, &x.view([-1, width]), length, None, pass)?.view_as(&out));
+            }
+        }
+        Ok(out)
+    }
+
+    /// Whether [`Self::forward_at`] can be asked.
+    fn can_choose(&self, x: &Tensor, pass: &Pass) -> bool {
+        self.norm == Norm::Post && is_fused(self.backend, x) && !pass.is_watched() && self.attention.can_choose(x, pass)
+    }
+
+    /// The output's rows b L + position alone, `[M, d]`, as [`Encoder::forward_at`] has them.
+    fn forward_at(&self, x: &Tensor, keep: Option<&Keep>, rows: &Tensor, pass: &Pass) -> Result<Tensor, NativeError> {
+        let (length, width, count) = (x.size()[1], x.size()[2], rows.size()[0]);
+        let attention = span(Part::Attention);
+        let attended = self.attention.forward_at(x, keep, rows, pass)?;
+        let x = take_rows(&x.view([-1, width]), rows)?;
+        drop(attention);
+        let block = row_block(x.kind());
+        if pass.is_training() || x.requires_grad() || count <= block {
+            return self.rest_of_layer(attended, &x, length, Some(rows), pass);
+        }
+        let piece = |first: i64| {
+            let [attended, x, rows] = [&attended, &x, rows].map(|t| t.narrow(0, first, block.min(count - first)));
+            self.rest_of_layer(attended, &x, length, Some(&rows), pass)
         };
+        let pieces: Vec<Tensor> = (0..count).step_by(block as usize).map(piece).collect::<Result<_, _>>()?;
+        Ok(Tensor::cat(&pieces, 0))
+    }
+
+    /// From the heads' outputs and the layer's input, `[rows, d]` each, to the layer's output; sequences have `length` rows.
+    /// `numbers`: of these rows among those of the batch, if they are not all.
+    fn rest_of_layer(
+        &self,
+        attended: Tensor,
+        x: &Tensor,
+        length: i64,
+        numbers: Option<&Tensor>,
+        pass: &Pass,
+    ) -> Result<Tensor, NativeError> {
+        let drop_at = |place: &str| pass.drop(self.dropout, place, length * x.size()[1]);
         let norms = [&self.attention_norm, &self.output_norm].map(LayerNorm::parameters);
         let attention = span(Part::Attention);
-        let x = output_norm(attended, x, self.attention_output.affine(), norms[0], drop_at(&self.places[0]))?;
-        drop(attention);
+        let x = output_norm(&attended, x, self.attention_output.affine(), norms[0], drop_at(&self.places[0]), numbers)?;
+        drop((attention, attended));
         let _span = span(Part::FeedForward);
         let (inner, outer, drop) = (self.intermediate.affine(), self.output.affine(), drop_at(&self.places[1]));
         match self.act {
-            HiddenAct::Gelu => feed_forward(&x, inner, outer, norms[1], drop),
-            HiddenAct::Relu => output_norm(&self.intermediate.forward(&x)?.relu(), &x, outer, norms[1], drop),
+            HiddenAct::Gelu => feed_forward(&x, inner, outer, norms[1], drop, numbers),
+            HiddenAct::Relu => output_norm(&self.intermediate.forward(&x)?.relu(), &x, outer, norms[1], drop, numbers),
         }
     }
 }
@@ -346,7 +428,7 @@ const SHARED_PROJECTION: &str = "roberta.encoder.shared_projection";
 
 /// Rows taken at once where nothing is kept for a backward pass: what the feed-forward block makes of them should stay in the
 /// cache. Products in fp32 take so long that it does not matter, and want more rows.
-fn row_block(kind: Kind) -> i64 {
+pub(super) fn row_block(kind: Kind) -> i64 {
     if kind == Kind::BFloat16 {
         512
     } else {

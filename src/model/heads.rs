@@ -33,26 +33,22 @@ impl MaskedLmHead {
         }
     }
 
-    /// The cross-entropy of the predictions at `positions` (as in [`Self::forward`]), summed over `targets` `[M]` int64
-    /// (negative: ignored), in nats. The fused block never stores logits and gradient side by side.
-    pub fn loss(&self, hidden: &Tensor, positions: &Tensor, targets: &Tensor, smoothing: f64, pass: &Pass) -> Result<Tensor, NativeError> {
+    /// The cross-entropy of the predictions from `hidden` `[M, d]`, summed over `targets` `[M]` int64 (negative: ignored), in
+    /// nats. The fused block never stores logits and gradient side by side.
+    pub fn loss(&self, hidden: &Tensor, targets: &Tensor, smoothing: f64, pass: &Pass) -> Result<Tensor, NativeError> {
         let _span = span(Part::Head);
         if !is_fused(self.backend, hidden) || pass.is_watched() {
-            let logits = self.forward(hidden, positions)?;
+            let logits = self.forward(hidden)?;
             pass.see("lm_head", &logits);
             return Ok(cross_entropy_sum(&logits, targets, smoothing));
         }
-        let x = hidden.reshape([-1, hidden.size()[2]]).index_select(0, positions);
-        let x = activate_fused(&self.dense.without_bias(&x)?, &self.dense.bias, self.act)?;
+        let x = activate_fused(&self.dense.without_bias(hidden)?, &self.dense.bias, self.act)?;
         vocabulary_loss(&self.norm.forward_fused(x)?, &self.word_embeddings, &self.bias, targets, smoothing)
     }
 
-    /// Logits `[M, V]` at the M positions of `hidden` `[B, L, d]` that are predicted, given by their index in B x L: the
-    /// product with the vocabulary is not made elsewhere.
-    pub fn forward(&self, hidden: &Tensor, positions: &Tensor) -> Result<Tensor, NativeError> {
-        let d = hidden.size()[2];
-        let x = hidden.reshape([-1, d]).index_select(0, positions);
-        let x = self.norm.forward(&activate(&self.dense.forward(&x)?, self.act));
+    /// Logits `[M, V]` from the hidden states `[M, d]` of what is predicted ([`super::Encoder::forward_at`]).
+    pub fn forward(&self, hidden: &Tensor) -> Result<Tensor, NativeError> {
+        let x = self.norm.forward(&activate(&self.dense.forward(hidden)?, self.act));
         Ok(x.linear(&self.word_embeddings.cast(x.kind()), Some(&self.bias.to_kind(x.kind()))))
     }
 }
@@ -74,10 +70,10 @@ impl ClassificationHead {
         }
     }
 
-    /// hidden `[B, L, d]` -> `[B, outputs]`.
-    pub fn forward(&self, hidden: &Tensor, pass: &Pass) -> Result<Tensor, NativeError> {
+    /// Hidden states of the sequences' first tokens `[B, d]` ([`super::Encoder::forward_first`]) -> `[B, outputs]`.
+    pub fn forward(&self, first: &Tensor, pass: &Pass) -> Result<Tensor, NativeError> {
         let _span = span(Part::Head);
-        let first = pass.dropout(hidden.select(1, 0), self.dropout, "classifier.dense")?;
+        let first = pass.dropout(first.shallow_clone(), self.dropout, "classifier.dense")?;
         let x = self.dense.forward(&first)?.tanh();
         let out = self.out.forward(&pass.dropout(x, self.dropout, "classifier.out_proj")?)?;
         pass.see("classifier", &out);

@@ -2,11 +2,11 @@
 //!
 //! The moments follow the fused blocks (`src/native/`): what each keeps for its backward pass, and what it makes there.
 
-use super::encoder::Encoder;
+use super::encoder::{row_block, Encoder};
 use super::heads::{ClassificationHead, MaskedLmHead};
 use super::parameters::{Parameter, Parameters};
 use super::size::Head;
-use crate::config::{AttentionKind, Backend, Config, HiddenAct, Model, Norm, Precision, Sharing, Train};
+use crate::config::{AttentionBackend, AttentionKind, Backend, Config, HiddenAct, Model, Norm, Precision, Sharing, Train};
 
 /// Tokens of an evaluation's pass, where one sequence has not more.
 pub const EVALUATION_TOKENS: i64 = 16_384;
@@ -80,12 +80,23 @@ impl Memory {
 /// Bytes that the encoder's forward and backward pass over one sequence of n tokens needs, beside weights and gradients; stored
 /// scores are not counted.
 pub fn of_encoder(model: &Model, precision: Precision, n: i64) -> f64 {
+    let config = one_sequence(model, precision, n);
+    let step = Step { last: n as f64, ..Step::new(&config, model, Head::Classification) };
+    step.activations() + step.working()
+}
+
+/// Bytes that the encoder's forward pass over one sequence of n tokens needs beside the weights, where nothing is kept for a
+/// backward pass.
+pub fn of_inference(model: &Model, precision: Precision, n: i64) -> f64 {
+    Step::new(&one_sequence(model, precision, n), model, Head::Classification).inference(n as f64)
+}
+
+fn one_sequence(model: &Model, precision: Precision, n: i64) -> Config {
     let mut config = Config { model: model.clone(), ..Config::default() };
     config.data.sequence_length = n;
     config.train.batch_size = 1;
     config.train.precision = precision;
-    let step = Step::new(&config, model, Head::Classification);
-    step.activations() + step.working()
+    config
 }
 
 impl Config {
@@ -111,17 +122,26 @@ struct Step<'a> {
     f: f64,
     /// Bytes of an element of the activations.
     e: f64,
+    /// Rows that the last layer makes.
+    last: f64,
 }
 
 impl<'a> Step<'a> {
     fn new(config: &'a Config, model: &'a Model, head: Head) -> Self {
         let b = config.train.micro_batch() as f64;
+        let t = b * config.data.sequence_length as f64;
+        let last = match head {
+            _ if !Encoder::chooses_rows(model, tch::Device::Cpu) => t,
+            Head::MaskedLm => (config.data.mask_probability * t).ceil(),
+            Head::Classification => b,
+        };
         Self {
             config,
             model,
             head,
             b,
-            t: b * config.data.sequence_length as f64,
+            t,
+            last,
             d: model.hidden_size as f64,
             f: model.intermediate_size as f64,
             e: if config.train.precision == Precision::Bf16 { 2.0 } else { 4.0 },
@@ -137,8 +157,11 @@ impl<'a> Step<'a> {
     }
 
     /// A layer's: input, queries, heads' output, the sums under both LayerNorms, the feed-forward block's input and h; keys,
-    /// values and the compressed rows; a few numbers a row.
+    /// values and the compressed rows; a few numbers a row. The last layer has all but the input of the rows that it makes, and
+    /// these rows of the input once more.
     fn layer(&self, layer: usize) -> f64 {
+        let is_chosen = layer + 1 == self.layers() && self.last < self.t;
+        let (rows, input) = if is_chosen { (self.last, self.t * self.d) } else { (self.t, 0.0) };
         let heads = self.model.num_attention_heads as f64;
         let compressed = match (self.model.attention.kind, self.model.attention.sharing) {
             (AttentionKind::Full, _) => 0.0,
@@ -148,7 +171,7 @@ impl<'a> Step<'a> {
         let is_fused = self.model.backend == Backend::Fused && self.model.norm == Norm::Post && self.model.hidden_act == HiddenAct::Gelu;
         // Without the blocks, about what libtorch's operations keep.
         let tensors = if is_fused { 6.0 * self.d + self.f } else { 10.0 * self.d + 2.0 * self.f };
-        self.e * (self.t * tensors + (2.0 + compressed) * self.d * self.key_rows(layer)) + self.t * (4.0 * heads + 16.0)
+        self.e * (rows * tensors + input + (2.0 + compressed) * self.d * self.key_rows(layer)) + rows * (4.0 * heads + 16.0)
     }
 
     fn layers(&self) -> usize {
@@ -158,7 +181,11 @@ impl<'a> Step<'a> {
     fn activations(&self) -> f64 {
         let embedding = self.t * (self.e * self.d + 24.0);
         let layers: f64 = match self.config.train.recompute {
-            true => self.layers() as f64 * self.e * self.t * self.d,
+            true => {
+                // The last layer is not run again where it makes few rows.
+                let (kept, last) = if self.last < self.t { (1, self.layer(self.layers() - 1)) } else { (0, 0.0) };
+                (self.layers() - kept) as f64 * self.e * self.t * self.d + last
+            }
             false => (0..self.layers()).map(|l| self.layer(l)).sum(),
         };
         embedding + layers
@@ -178,17 +205,45 @@ impl<'a> Step<'a> {
 
     fn working(&self) -> f64 {
         let (vocabulary, matrix) = self.vocabulary();
-        // The last feed-forward block: gradients of its output, of the sum (twice), of h, and GELU once more.
-        let again = if self.config.train.recompute { self.layer(self.layers() - 1) } else { 0.0 };
+        // A feed-forward block: gradients of its output, of the sum (twice), of h, and GELU once more. The last one, or the one
+        // before it, when what the last layer kept is free.
+        let is_chosen = self.last < self.t;
+        let recomputed = |layer: usize| if self.config.train.recompute { self.layer(layer) } else { 0.0 };
         let weights = 2.0 * self.d * self.f * if self.e < 4.0 { 6.0 } else { 4.0 };
-        let feed_forward = matrix + again + self.e * self.t * (3.0 * self.d + 2.0 * self.f) + weights;
-        vocabulary.max(feed_forward)
+        let feed_forward = |rows: f64| matrix + self.e * rows * (3.0 * self.d + 2.0 * self.f) + weights;
+        let last = self.layers() - 1;
+        if !is_chosen {
+            return vocabulary.max(feed_forward(self.t) + recomputed(last));
+        }
+        let before = if last > 0 { feed_forward(self.t) + recomputed(last - 1) - self.layer(last) } else { 0.0 };
+        vocabulary.max(feed_forward(self.last)).max(before)
     }
 
-    /// A layer's input, queries, heads' output and output; or the logits of some rows, in fp32 too, with their logarithms.
+    /// A layer's widest moment without a backward pass: its input and output; keys and values of the sequences at work; of the
+    /// block of rows at work the queries and the heads' output, or what the feed-forward block has: its input, h, their product
+    /// and the output.
+    fn inference(&self, tokens: f64) -> f64 {
+        let n = self.config.data.sequence_length as f64;
+        let block = row_block(if self.e < 4.0 { tch::Kind::BFloat16 } else { tch::Kind::Float }) as f64;
+        let at_work = ((block / n).floor().max(1.0) * n).min(tokens);
+        let attention = &self.model.attention;
+        let key_rows = match attention.kind {
+            AttentionKind::Full => 2.0 * at_work,
+            AttentionKind::Linformer => 3.0 * at_work / n * attention.k.at(0, 0) as f64,
+        };
+        // Scores and their softmax, which is made in fp32: in bf16 the scores once more.
+        let stores_scores = attention.backend == AttentionBackend::Materialised;
+        let scores = at_work * n * self.model.num_attention_heads as f64 * if self.e < 4.0 { 10.0 } else { 8.0 };
+        let rows = if stores_scores { at_work } else { block.min(at_work) };
+        let attended = self.e * rows * 2.0 * self.d + if stores_scores { self.e * rows * self.d + scores } else { 0.0 };
+        let feed_forward = self.e * rows * (3.0 * self.d + self.f);
+        self.e * (2.0 * tokens + key_rows) * self.d + attended.max(feed_forward)
+    }
+
+    /// A layer's widest moment; or the logits of some rows, in fp32 too, with their logarithms.
     fn evaluation(&self, sequences: usize) -> f64 {
         let tokens = (sequences as f64) * self.config.data.sequence_length as f64;
-        let layer = self.e * tokens * 4.0 * self.d;
+        let layer = self.inference(tokens);
         let logits = if self.head == Head::MaskedLm {
             let rows = (self.config.data.evaluation_mask_probability * tokens).min(EVALUATION_PREDICTIONS as f64);
             self.e * tokens * self.d + rows * self.model.vocabulary() as f64 * if self.e < 4.0 { 10.0 } else { 8.0 }

@@ -59,28 +59,45 @@ pub fn distinct_projections(config: &Model) -> i64 {
 }
 
 /// Multiply-adds times two of a forward pass per token, at length `length`, the MLM head on a share `predicted` of the
-/// positions (0: no head). Products only, as is the custom; training costs three times as much.
+/// positions (0: no head). Products only, as is the custom; training costs three times as much. Every layer on every row.
 pub fn forward_flops_per_token(config: &Model, length: i64, predicted: f64) -> f64 {
-    let (d, f, n) = (config.hidden_size as f64, config.intermediate_size as f64, length as f64);
-    let layer = |index: usize| 2.0 * d * d + 2.0 * d * f + attention_products(config, index, n, d);
+    let (d, n) = (config.hidden_size as f64, length as f64);
+    let layer = |index: usize| rows_products(config, index, n) + keys_products(config, index, n);
     let layers: f64 = (0..config.num_hidden_layers as usize).map(layer).sum();
     let head = predicted * (d * d + d * config.vocabulary() as f64);
     2.0 * (layers + head)
 }
 
-/// Multiply-adds per token of keys, values, compression, scores and weighted sum in one layer.
-fn attention_products(config: &Model, layer: usize, n: f64, d: f64) -> f64 {
-    let attention = &config.attention;
-    if attention.kind == AttentionKind::Full {
-        return 2.0 * d * d + 2.0 * n * d;
-    }
+/// What of [`forward_flops_per_token`] is not computed where the last layer makes only a share `read` of its rows.
+pub fn spared_flops_per_token(config: &Model, length: i64, read: f64) -> f64 {
+    2.0 * (1.0 - read) * rows_products(config, config.num_hidden_layers as usize - 1, length as f64)
+}
+
+/// Multiply-adds per token of what a layer makes for each row by itself: queries, scores and weighted sum, output and
+/// feed-forward block.
+fn rows_products(config: &Model, layer: usize, n: f64) -> f64 {
+    let (d, f) = (config.hidden_size as f64, config.intermediate_size as f64);
+    let keys = if config.attention.kind == AttentionKind::Full { n } else { mean_k(config, layer) };
+    2.0 * d * d + 2.0 * d * f + 2.0 * keys * d
+}
+
+fn mean_k(config: &Model, layer: usize) -> f64 {
     let heads = config.num_attention_heads as usize;
-    let k = (0..heads).map(|h| attention.k.at(layer, h) as f64).sum::<f64>() / heads as f64;
+    (0..heads).map(|h| config.attention.k.at(layer, h) as f64).sum::<f64>() / heads as f64
+}
+
+/// Multiply-adds per token of keys, values and compression in one layer.
+fn keys_products(config: &Model, layer: usize, n: f64) -> f64 {
+    let (attention, d) = (&config.attention, config.hidden_size as f64);
+    if attention.kind == AttentionKind::Full {
+        return 2.0 * d * d;
+    }
+    let k = mean_k(config, layer);
     let matrix = matches!(attention.projection, Projection::Learned | Projection::Fixed);
     let compression = if matrix { k * d } else { d };
     let project_first = attention.order == Order::ProjectFirst || attention.sharing == Sharing::None;
     let twice = project_first || attention.sharing == Sharing::Headwise;
     let compressions = if twice { 2.0 * compression } else { compression };
     let keys_and_values = if project_first { 2.0 * d * d } else { 2.0 * d * d * k / n };
-    keys_and_values + compressions + 2.0 * k * d
+    keys_and_values + compressions
 }

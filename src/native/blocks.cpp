@@ -22,21 +22,21 @@ Tensor in_type(const WeightPointers& weight, at::ScalarType type) {
 }
 
 Normed drop_add_norm(const Tensor& y, const Tensor& bias, const Tensor& residual, const Tensor& gamma, const Tensor& beta, double eps,
-                     const Mask& mask) {
+                     const Mask& mask, const Tensor& numbers) {
   const int64_t width = gamma.numel(), rows = y.numel() / width;
   const Tensor sum = y.contiguous(), kept = residual.defined() ? residual.contiguous() : Tensor();
   const Normed normed{at::empty_like(sum), sum, at::empty({rows}, at::kFloat), at::empty({rows}, at::kFloat)};
   by_type(sum, [&](auto element) {
     using E = decltype(element);
     const NormForward<Stored<E>> arguments{data<E>(sum),        floats(bias),        data<E>(kept),       floats(gamma), floats(beta), float(eps),
-                                           data<E>(normed.out), floats(normed.mean), floats(normed.rstd), width,         mask};
+                                           data<E>(normed.out), floats(normed.mean), floats(normed.rstd), width,         mask,          integers(numbers)};
     over_rows(rows, [&](int64_t first, int64_t last) { table<E>().drop_add_norm(arguments, first, last); });
   });
   return normed;
 }
 
 NormGradients drop_add_norm_backward(const Tensor& d_out_in, const Tensor& sum, const Tensor& gamma, const Tensor& mean, const Tensor& rstd,
-                                     const Mask& mask) {
+                                     const Mask& mask, const Tensor& numbers) {
   const int64_t width = gamma.numel(), rows = sum.numel() / width;
   const Tensor d_out = d_out_in.contiguous(), d_residual = at::empty_like(sum);
   const Tensor d_y = mask.threshold() > 0 ? at::empty_like(sum) : d_residual;
@@ -44,7 +44,7 @@ NormGradients drop_add_norm_backward(const Tensor& d_out_in, const Tensor& sum, 
   by_type(sum, [&](auto element) {
     using E = decltype(element);
     const NormBackward<Stored<E>> arguments{data<E>(d_out),      data<E>(sum), floats(gamma), floats(mean), floats(rstd),
-                                            data<E>(d_residual), data<E>(d_y), width,         mask};
+                                            data<E>(d_residual), data<E>(d_y), width,         mask,         integers(numbers)};
     sums = summed_over_rows(rows, 3 * width, [&](int64_t first, int64_t last, float* part) {
       table<E>().drop_add_norm_backward(arguments, first, last, part);
     });
@@ -52,9 +52,8 @@ NormGradients drop_add_norm_backward(const Tensor& d_out_in, const Tensor& sum, 
   return {d_residual, d_y, sums.narrow(0, 0, width), sums.narrow(0, width, width), sums.narrow(0, 2 * width, width)};
 }
 
-Tensor bias_gelu(const Tensor& h, const Tensor& bias) {
+Tensor bias_gelu(const Tensor& h, const Tensor& bias, const Tensor& out) {
   const int64_t width = bias.numel(), rows = h.numel() / width;
-  const Tensor out = at::empty_like(h);
   by_type(h, [&](auto element) {
     using E = decltype(element);
     over_rows(rows, [&](int64_t first, int64_t last) { table<E>().bias_gelu(data<E>(h), floats(bias), data<E>(out), width, first, last); });
@@ -85,6 +84,44 @@ Tensor column_sums(const Tensor& x_in) {
     });
   });
   return totals;
+}
+
+Tensor row_numbers(const Tensor& numbers_in, int64_t count) {
+  const Tensor numbers = numbers_in.contiguous();
+  const int64_t* number = integers(numbers);
+  for (int64_t i = 0, last = -1; i < numbers.numel(); last = number[i++])
+    TORCH_CHECK(number[i] > last && number[i] < count, "row ", number[i], " behind row ", last, ": expected ascending numbers below ", count);
+  return numbers;
+}
+
+namespace {
+
+// copy(i) for every i, which moves `bytes`.
+template <class Copy>
+void for_each_row(int64_t count, int64_t bytes, Copy copy) {
+  at::parallel_for(0, count, std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(1, bytes)), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) copy(i);
+  });
+}
+
+}  // namespace
+
+Tensor take_rows(const Tensor& x_in, const Tensor& numbers) {
+  const Tensor x = x_in.contiguous(), out = at::empty({numbers.numel(), x.size(1)}, x.options());
+  const int64_t bytes = x.size(1) * x.element_size();
+  const char* from = static_cast<const char*>(x.const_data_ptr());
+  char* to = static_cast<char*>(out.data_ptr());
+  for_each_row(numbers.numel(), bytes, [&](int64_t i) { std::memcpy(to + i * bytes, from + integers(numbers)[i] * bytes, bytes); });
+  return out;
+}
+
+Tensor spread_rows(const Tensor& d_in, const Tensor& numbers, int64_t count) {
+  const Tensor d = d_in.contiguous(), out = at::zeros({count, d.size(1)}, d.options());
+  const int64_t bytes = d.size(1) * d.element_size();
+  const char* from = static_cast<const char*>(d.const_data_ptr());
+  char* to = static_cast<char*>(out.data_ptr());
+  for_each_row(numbers.numel(), bytes, [&](int64_t i) { std::memcpy(to + integers(numbers)[i] * bytes, from + i * bytes, bytes); });
+  return out;
 }
 
 void save(torch::autograd::AutogradContext* context, const Mask& mask) {

@@ -31,6 +31,7 @@ extern "C" {
         beta: *mut c_void,
         eps: f64,
         mask: *const Drop,
+        numbers: *mut c_void,
     ) -> *mut c_void;
     fn linformer_output_norm(
         o: *mut c_void,
@@ -41,7 +42,10 @@ extern "C" {
         beta: *mut c_void,
         eps: f64,
         mask: *const Drop,
+        numbers: *mut c_void,
     ) -> *mut c_void;
+    fn linformer_take_rows(x: *mut c_void, numbers: *mut c_void) -> *mut c_void;
+    fn linformer_spread_rows(x: *mut c_void, numbers: *mut c_void, count: i64) -> *mut c_void;
     fn linformer_heads(
         x: *mut c_void,
         q: *const WeightPointers,
@@ -53,6 +57,7 @@ extern "C" {
         e: *const WeightPointers,
         f: *const WeightPointers,
         keep: *mut c_void,
+        numbers: *mut c_void,
         heads: i64,
         mask: *const Drop,
     ) -> *mut c_void;
@@ -135,21 +140,51 @@ pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<Tens
     taken(unsafe { linformer_linear(raw(x), &weight.pointers(), or_null(bias)) })
 }
 
-/// LayerNorm(x + dropout(GELU(x W1^T + b1) W2^T + b2)), x `[rows, d]`.
-pub fn feed_forward(x: &Tensor, inner: Affine, outer: Affine, norm: Norm, drop: Drop) -> Result<Tensor, NativeError> {
+/// Rows `numbers` (`[M]` int64, ascending) of x `[R, width]`: `[M, width]`.
+pub fn take_rows(x: &Tensor, numbers: &Tensor) -> Result<Tensor, NativeError> {
+    // SAFETY: live tensors; the shim checks the numbers.
+    taken(unsafe { linformer_take_rows(raw(x), raw(numbers)) })
+}
+
+/// x `[M, width]` as the rows `numbers` (`[M]` int64, ascending) of `[count, width]`, zeros elsewhere.
+pub fn spread_rows(x: &Tensor, numbers: &Tensor, count: i64) -> Result<Tensor, NativeError> {
+    // SAFETY: live tensors; the shim checks the numbers.
+    taken(unsafe { linformer_spread_rows(raw(x), raw(numbers), count) })
+}
+
+/// LayerNorm(x + dropout(GELU(x W1^T + b1) W2^T + b2)), x `[rows, d]`. `numbers` (`[rows]` int64): of the rows in the tensor
+/// that the dropout is of, where x is some of its rows.
+pub fn feed_forward(
+    x: &Tensor,
+    inner: Affine,
+    outer: Affine,
+    norm: Norm,
+    drop: Drop,
+    numbers: Option<&Tensor>,
+) -> Result<Tensor, NativeError> {
     let (w1, w2) = (inner.weight.pointers(), outer.weight.pointers());
     // SAFETY: live tensors.
     taken(unsafe {
         let Norm { gamma, beta, eps } = norm;
-        linformer_feed_forward(raw(x), &w1, raw(inner.bias), &w2, raw(outer.bias), raw(gamma), raw(beta), eps, &drop)
+        linformer_feed_forward(raw(x), &w1, raw(inner.bias), &w2, raw(outer.bias), raw(gamma), raw(beta), eps, &drop, or_null(numbers))
     })
 }
 
-/// LayerNorm(x + dropout(o W^T + b)), o and x `[rows, d]`.
-pub fn output_norm(o: &Tensor, x: &Tensor, output: Affine, norm: Norm, drop: Drop) -> Result<Tensor, NativeError> {
+/// LayerNorm(x + dropout(o W^T + b)), o and x `[rows, d]`; `numbers` as in [`feed_forward`].
+pub fn output_norm(
+    o: &Tensor,
+    x: &Tensor,
+    output: Affine,
+    norm: Norm,
+    drop: Drop,
+    numbers: Option<&Tensor>,
+) -> Result<Tensor, NativeError> {
     let Norm { gamma, beta, eps } = norm;
     // SAFETY: live tensors.
-    taken(unsafe { linformer_output_norm(raw(o), raw(x), &output.weight.pointers(), raw(output.bias), raw(gamma), raw(beta), eps, &drop) })
+    taken(unsafe {
+        let weight = output.weight.pointers();
+        linformer_output_norm(raw(o), raw(x), &weight, raw(output.bias), raw(gamma), raw(beta), eps, &drop, or_null(numbers))
+    })
 }
 
 /// The weights of [`heads`]: query, key, value `[d, d]`, and the projections `[k, n]` of keys and values. No `keys`: full
@@ -163,14 +198,22 @@ pub struct HeadWeights<'a> {
 }
 
 /// Self-attention up to the heads' outputs, compress first (paper, equation 7): x `[B, L, d]` to `[B, L, d]`. keep `[B, L]`
-/// bool: real tokens. Where [`attention_is_supported`].
-pub fn heads(x: &Tensor, weights: &HeadWeights, keep: Option<&Tensor>, heads: i64, drop: Drop) -> Result<Tensor, NativeError> {
+/// bool: real tokens. Of the rows `numbers` (b L + position, `[M]` int64, ascending) alone: `[M, d]`. Where
+/// [`attention_is_supported`].
+pub fn heads(
+    x: &Tensor,
+    weights: &HeadWeights,
+    keep: Option<&Tensor>,
+    heads: i64,
+    drop: Drop,
+    numbers: Option<&Tensor>,
+) -> Result<Tensor, NativeError> {
     let [q, k, v] = [weights.query, weights.key, weights.value].map(|affine| affine.weight.pointers());
     let projections = [weights.project_keys, weights.project_values].map(|w| w.map(Weight::pointers));
     let [e, f] = [&projections[0], &projections[1]].map(|p| p.as_ref().map_or(null(), |p| p as *const WeightPointers));
     let [b_q, b_k, b_v] = [weights.query, weights.key, weights.value].map(|affine| raw(affine.bias));
-    // SAFETY: live tensors, or null for the projections and keep.
-    taken(unsafe { linformer_heads(raw(x), &q, b_q, &k, b_k, &v, b_v, e, f, or_null(keep), heads, &drop) })
+    // SAFETY: live tensors, or null for the projections, keep and numbers.
+    taken(unsafe { linformer_heads(raw(x), &q, b_q, &k, b_k, &v, b_v, e, f, or_null(keep), or_null(numbers), heads, &drop) })
 }
 
 /// The sum of three embeddings: words `[V, d]` at ids, positions `[P, d]` at places (both `[B, L]` int64), and token_type `[d]`,
@@ -199,7 +242,13 @@ pub fn vocabulary_loss(y: &Tensor, weight: &Weight, bias: &Tensor, targets: &Ten
 /// Whether [`attention`] has products for this kind and width of a head on this processor.
 pub fn attention_is_supported(kind: Kind, device: Device, head: i64) -> bool {
     // SAFETY: plain numbers.
-    is_supported(kind, device) && unsafe { linformer_attention_is_supported((kind == Kind::BFloat16).into(), head) } == 1
+    is_supported(kind, device) && unsafe { linformer_attention_is_supported((kind == Kind::BFloat16).into(), head) } > 0
+}
+
+/// Whether it is faster than libtorch's attention without dropout: with the blocks of AVX-512, but not without.
+pub fn attention_is_fast(kind: Kind, device: Device, head: i64) -> bool {
+    // SAFETY: plain numbers.
+    is_supported(kind, device) && unsafe { linformer_attention_is_supported((kind == Kind::BFloat16).into(), head) } > 1
 }
 
 /// softmax(Q K^T / sqrt(d/h)) V, heads side by side: q `[B, L, d]`, k and v `[B, m, d]`, keep `[B, m]` bool (which keys take

@@ -228,7 +228,7 @@ fn feed_forward_and_output_norm_are_their_compositions() {
             agree(
                 &leaves,
                 tolerance,
-                || feed_forward(x, inner, outer, norm, drop(p)).unwrap(),
+                || feed_forward(x, inner, outer, norm, drop(p), None).unwrap(),
                 || norm_of(&(dropped(product(&product(x, w1, b1).gelu("none"), w2, b2)) + x), gamma, beta),
             );
             let (o, residual) = (leaf(&[rows, f], 8, kind), x.shallow_clone());
@@ -236,7 +236,7 @@ fn feed_forward_and_output_norm_are_their_compositions() {
             agree(
                 &leaves,
                 tolerance,
-                || output_norm(&o, &residual, outer, norm, drop(p)).unwrap(),
+                || output_norm(&o, &residual, outer, norm, drop(p), None).unwrap(),
                 || norm_of(&(dropped(product(&o, w2, b2)) + &residual), gamma, beta),
             );
         }
@@ -299,7 +299,7 @@ fn heads_are_their_composition() {
                 let dropped = dropout(&scores.softmax(-1, Kind::Float), p, drop(p).stream, drop(p).offset).unwrap();
                 dropped.matmul(&v).transpose(1, 2).reshape([batch, length, d])
             };
-            agree(&leaves, tolerance, || heads(&leaves[0], &given, keep.as_ref(), count, drop(p)).unwrap(), composed);
+            agree(&leaves, tolerance, || heads(&leaves[0], &given, keep.as_ref(), count, drop(p), None).unwrap(), composed);
         }
     }
 }

@@ -14,7 +14,7 @@ struct BiasGelu : ag::Function<BiasGelu> {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     const Tensor x = h.contiguous();
     context->save_for_backward({x, bias});
-    return linformer::bias_gelu(x, bias);
+    return linformer::bias_gelu(x, bias, at::empty_like(x));
   }
 
   static ag::variable_list backward(ag::AutogradContext* context, ag::variable_list d_outs) {

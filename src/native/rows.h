@@ -33,6 +33,7 @@ Stored<Element>* data(const at::Tensor& t) {
   return t.defined() ? reinterpret_cast<Stored<Element>*>(t.data_ptr<Element>()) : nullptr;
 }
 inline float* floats(const at::Tensor& t) { return t.defined() ? t.data_ptr<float>() : nullptr; }
+inline const int64_t* integers(const at::Tensor& t) { return t.defined() ? t.const_data_ptr<int64_t>() : nullptr; }
 
 // Calls body with a value of the tensor's element type.
 template <class Body>

@@ -24,11 +24,12 @@ void drop_add_norm(const NormForward<T>& a, int64_t first, int64_t last) {
   for (int64_t row = first; row < last; row++) {
     T* y = a.y + row * a.width;
     const T* residual = a.residual ? a.residual + row * a.width : nullptr;
+    const int64_t masked = (a.numbers ? a.numbers[row] : row) * a.width;
     Floats total = {};
     along(a.width, [&](int64_t c, int lanes) {
       Floats v = load(y + c, lanes);
       if (a.bias) v += load(a.bias + c, lanes);
-      if (dropout.on()) v *= dropout.factors(row * a.width + c, lanes);
+      if (dropout.on()) v *= dropout.factors(masked + c, lanes);
       if (residual) v += load(residual + c, lanes);
       store(y + c, v, lanes);
       total += fill(as_stored(y, v), lanes, 0.0f);
@@ -58,6 +59,7 @@ void drop_add_norm_backward(const NormBackward<T>& a, int64_t first, int64_t las
   for (int64_t row = first; row < last; row++) {
     const T *d_out = a.d_out + row * a.width, *s = a.s + row * a.width;
     const float mean = a.mean[row], rstd = a.rstd[row];
+    const int64_t masked = (a.numbers ? a.numbers[row] : row) * a.width;
     Floats plain = {}, weighted = {};
     along(a.width, [&](int64_t c, int lanes) {
       const Floats g = load(d_out + c, lanes), normal = (load(s + c, lanes) - mean) * rstd, d = g * load(a.gamma + c, lanes);
@@ -72,7 +74,7 @@ void drop_add_norm_backward(const NormBackward<T>& a, int64_t first, int64_t las
       Floats v = (d - mean_plain - normal * mean_weighted) * rstd;
       store(a.d_residual + row * a.width + c, v, lanes);
       if (dropout.on()) {
-        v *= dropout.factors(row * a.width + c, lanes);
+        v *= dropout.factors(masked + c, lanes);
         store(a.d_y + row * a.width + c, v, lanes);
       }
       store(d_bias + c, load(d_bias + c, lanes) + v, lanes);
@@ -211,7 +213,7 @@ inline Floats scaled(const Softmax& a, const float* scores, int64_t c) {
 }
 
 template <class T>
-void softmax(const Softmax& a, float* scores, T* probabilities, float* log_sum, int64_t rows, int64_t first) {
+void softmax(const Softmax& a, float* scores, T* probabilities, float* log_sum, int64_t rows, const int64_t* firsts) {
   Dropout dropout(a.mask);
   for (int64_t row = 0; row < rows; row++) {
     float* s = scores + row * a.padded;
@@ -233,7 +235,7 @@ void softmax(const Softmax& a, float* scores, T* probabilities, float* log_sum, 
     log_sum[row] = highest + std::log(z);
     for (int64_t c = 0; c < a.padded; c += kWidth) {
       Floats v = load(s + c) * inverse;
-      if (dropout.on() && c < a.keys) v *= dropout.factors(first + row * a.keys + c, kWidth);
+      if (dropout.on() && c < a.keys) v *= dropout.factors(firsts[row] + c, kWidth);
       store(p + c, v);
     }
   }
@@ -241,7 +243,7 @@ void softmax(const Softmax& a, float* scores, T* probabilities, float* log_sum, 
 
 template <class T>
 void softmax_backward(const Softmax& a, const float* scores, const float* d_probabilities, const float* log_sum, const float* dot,
-                      T* probabilities, T* d_scores, int64_t rows, int64_t first) {
+                      T* probabilities, T* d_scores, int64_t rows, const int64_t* firsts) {
   Dropout dropout(a.mask);
   for (int64_t row = 0; row < rows; row++) {
     const float *s = scores + row * a.padded, *g = d_probabilities + row * a.padded;
@@ -253,7 +255,7 @@ void softmax_backward(const Softmax& a, const float* scores, const float* d_prob
         p = e;
         d = load(g + c);
         if (dropout.on()) {
-          const Floats factors = dropout.factors(first + row * a.keys + c, kWidth);
+          const Floats factors = dropout.factors(firsts[row] + c, kWidth);
           p *= factors;
           d *= factors;
         }

@@ -23,6 +23,7 @@ struct NormForward {
   float *mean, *rstd;
   int64_t width;
   Mask mask;
+  const int64_t* numbers;  // of the rows in the tensor that the mask is of; null: 0, 1, ...
 };
 
 // From the gradient of out: that of s (`d_residual`) and of y (`d_y`, may be the same memory when nothing is dropped);
@@ -34,6 +35,7 @@ struct NormBackward {
   T *d_residual, *d_y;
   int64_t width;
   Mask mask;
+  const int64_t* numbers;
 };
 
 // Softmax cross-entropy of a row, and its gradient in place of the logits. Ignored targets are negative.
@@ -71,12 +73,12 @@ struct KernelTable {
   void (*add_to)(const T* x, float* total, int64_t width);
   // Sum of the losses of the rows; scratch[classes]; sums[classes] of the gradients is added to.
   double (*cross_entropy)(const CrossEntropy<T>&, int64_t first, int64_t last, float* scratch, float* sums);
-  // scores[rows x padded] to probabilities after dropout; log_sum[row]. `first`: index of the first row's first element.
-  void (*softmax)(const Softmax&, float* scores, T* probabilities, float* log_sum, int64_t rows, int64_t first);
+  // scores[rows x padded] to probabilities after dropout; log_sum[row]. firsts[row]: index of a row's first element for the mask.
+  void (*softmax)(const Softmax&, float* scores, T* probabilities, float* log_sum, int64_t rows, const int64_t* firsts);
   // From scores, their gradients after dropout and dot[row] = sum(d_out * out): probabilities after dropout, and the
   // gradient of the scores.
   void (*softmax_backward)(const Softmax&, const float* scores, const float* d_probabilities, const float* log_sum, const float* dot,
-                           T* probabilities, T* d_scores, int64_t rows, int64_t first);
+                           T* probabilities, T* d_scores, int64_t rows, const int64_t* firsts);
   // Sum of a * b over each row of `width`, rows `stride` apart.
   void (*row_dots)(const T* a, const T* b, float* out, int64_t rows, int64_t width, int64_t stride);
   // [rows x columns] to the layout of brgemm's second operand: as it is in fp32, pairs of rows interleaved in bf16.

@@ -8,15 +8,16 @@
 //! Rows that the results' file has already, under the same settings, are not measured again: a long table can be made in
 //! pieces, `n=[512,1024]` first, and goes on where it was broken off.
 
+mod table;
+
 use super::floor;
-use super::paper::Table3;
 use super::Finished;
 use crate::config::json_schema::with_extra;
 use crate::config::load::Raw;
 use crate::config::{AttentionBackend, AttentionKind, KSpec, Model, Precision, Sharing};
 use crate::durable::replace;
 use crate::eval::median;
-use crate::log::plot::{Chart, LineChart, Series};
+use crate::log::plot::Chart;
 use crate::model::{memory, Encoder, Input, Parameters, Pass};
 use crate::native::runtime;
 use crate::table::align;
@@ -32,6 +33,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
+use table::{extrapolated, plot, table, NOTE};
 use tch::{Device, Kind, Tensor};
 
 /// The file.
@@ -199,21 +201,7 @@ impl Efficiency {
             let matrices = if variant == Variant::Materialised { model.num_hidden_layers as f64 + 2.0 } else { 0.0 };
             return memory::of_encoder(&model, self.precision, n) + 4.0 * matrices * h * (n * n) as f64;
         }
-        let element = if self.precision == Precision::Bf16 { 2.0 } else { 4.0 };
-        let (d, h) = (self.model.hidden_size as f64, self.model.num_attention_heads as f64);
-        let n = n as f64;
-        let scores = match variant {
-            // Scores and their softmax, which is made in fp32: in bf16 the scores once more.
-            Variant::Materialised if self.precision == Precision::Bf16 => 10.0 * h * n * n,
-            Variant::Materialised => 8.0 * h * n * n,
-            Variant::Fused | Variant::Linformer(_) => 0.0,
-        };
-        let keys = match variant {
-            Variant::Linformer(k) => 3.0 * k as f64 * d,
-            _ => 2.0 * n * d,
-        };
-        // The layer's input, its queries and the heads' output.
-        element * (3.0 * n * d + keys) + scores
+        memory::of_inference(&self.model(n, variant), self.precision, n)
     }
 
     /// Times a pass over so many sequences of so many tokens, at most n, through a model made for n.
@@ -386,119 +374,4 @@ fn write(efficiency: &Efficiency, rows: &BTreeMap<i64, Vec<Cell>>) -> Result<(St
     save("efficiency.json", &(serde_json::to_string_pretty(&record)? + "\n"))?;
     plot(&all, &cells).render(&out.join("time_per_token"))?;
     Ok((text, Finished::Done(record)))
-}
-
-const NOTE: &str = "~: no memory for it here; time a token as a line in n through the two longest that were measured, bytes as computed.\n";
-
-/// Microseconds a token of a cell of stored scores that did not fit: scores of n x n cost n a token, all else is flat.
-fn extrapolated(cells: &[&Cell], cell: &Cell) -> Option<f64> {
-    if cell.variant != Variant::Materialised || !cell.seconds.is_empty() {
-        return None;
-    }
-    let mut points: Vec<(f64, f64)> =
-        cells.iter().filter(|c| c.variant == cell.variant).filter_map(|c| Some((c.n as f64, c.microseconds_per_token()?))).collect();
-    points.sort_by(|a, b| a.0.total_cmp(&b.0));
-    match points[..] {
-        [.., (n1, t1), (n2, t2)] if (cell.n as f64) > n2 => Some(t2 + (t2 - t1) / (n2 - n1) * (cell.n as f64 - n2)),
-        _ => None,
-    }
-}
-
-impl Cell {
-    fn largest_batch(&self, efficiency: &Efficiency) -> Option<f64> {
-        self.bytes.filter(|b| *b > 0.0).map(|bytes| (efficiency.memory_gib * 1073741824.0 / bytes).floor())
-    }
-
-    fn json(&self, efficiency: &Efficiency, extrapolated: Option<f64>) -> Value {
-        json!({"n": self.n, "attention": self.variant.name(), "tokens": self.tokens, "seconds": self.seconds, "median_seconds": median(&self.seconds),
-            "microseconds_per_token": self.microseconds_per_token(), "extrapolated_microseconds_per_token": extrapolated,
-            "floor_seconds": self.floor_seconds, "over_floor": self.over_floor(), "bytes": self.bytes, "computed_bytes": self.computed_bytes,
-            "largest_batch": self.largest_batch(efficiency)})
-    }
-}
-
-/// A number, or none; ~ before it: not measured.
-fn number((value, is_measured): (Option<f64>, bool), digits: usize) -> String {
-    value.map_or_else(|| "-".to_string(), |v| format!("{}{v:.digits$}", if is_measured { "" } else { "~" }))
-}
-
-fn table(cells: &[&Cell]) -> Vec<Vec<String>> {
-    let header = [
-        "n",
-        "attention",
-        "us/token",
-        "/ products",
-        "x materialised",
-        "paper",
-        "x fused",
-        "MiB/sequence",
-        "computed",
-        "memory saved",
-        "paper",
-    ]
-    .map(str::to_string);
-    let time = |c: &Cell| match c.microseconds_per_token() {
-        Some(time) => (Some(time), true),
-        None => (extrapolated(cells, c), false),
-    };
-    let bytes = |c: &Cell| (Some(c.bytes.unwrap_or(c.computed_bytes)), c.bytes.is_some());
-    let row = |cell: &Cell| {
-        let of = |variant: Variant| cells.iter().find(|c| c.n == cell.n && c.variant == variant).copied();
-        // How many times more the other variant takes.
-        let ratio = |of_what: &dyn Fn(&Cell) -> (Option<f64>, bool), variant| {
-            let Some((other, is_measured)) = of(variant).map(of_what) else { return (None, true) };
-            (other.zip(of_what(cell).0).map(|(other, own)| other / own), is_measured && of_what(cell).1)
-        };
-        let paper = match cell.variant {
-            Variant::Linformer(k) => Table3::cell(cell.n, k),
-            _ => (None, None),
-        };
-        let mebibytes = |bytes: f64| Some(bytes / 1048576.0);
-        vec![
-            cell.n.to_string(),
-            cell.variant.name(),
-            if cell.seconds.is_empty() { format!("out of memory, {}", number(time(cell), 0)) } else { number(time(cell), 2) },
-            number((cell.over_floor(), true), 2),
-            number(ratio(&time, Variant::Materialised), 2),
-            number((paper.0, true), 1),
-            number(ratio(&time, Variant::Fused), 2),
-            number((cell.bytes.and_then(mebibytes), true), 1),
-            number((mebibytes(cell.computed_bytes), true), 1),
-            number(ratio(&bytes, Variant::Materialised), 1),
-            number((paper.1, true), 1),
-        ]
-    };
-    std::iter::once(header.to_vec()).chain(cells.iter().copied().map(row)).collect()
-}
-
-fn plot(efficiency: &Efficiency, cells: &[&Cell]) -> LineChart {
-    let mut variants: Vec<Variant> = Vec::new();
-    cells.iter().for_each(|c| {
-        if !variants.contains(&c.variant) {
-            variants.push(c.variant);
-        }
-    });
-    let series = |variant: &Variant| Series {
-        name: variant.name(),
-        points: cells.iter().filter(|c| c.variant == *variant).filter_map(|c| Some((c.n as f64, c.microseconds_per_token()?))).collect(),
-        reference: *variant == Variant::Materialised,
-        marked: true,
-    };
-    LineChart {
-        title: format!(
-            "{}, {} layer(s), d = {}, {}",
-            match efficiency.pass {
-                Timed::Forward => "Forward pass",
-                Timed::ForwardBackward => "Forward and backward pass",
-            },
-            efficiency.model.num_hidden_layers,
-            efficiency.model.hidden_size,
-            efficiency.precision
-        ),
-        x: "n, tokens in a sequence".into(),
-        y: "microseconds per token".into(),
-        log_x: true,
-        log_y: true,
-        series: variants.iter().map(series).filter(|s| !s.points.is_empty()).collect(),
-    }
 }
