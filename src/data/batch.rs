@@ -182,3 +182,25 @@ pub fn batches_by_length(lengths: &[usize]) -> Vec<Vec<usize>> {
     }
     batches
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_filled_up_with_ignored_ones_that_are_spread_over_the_sequences() {
+        let (sequences, length) = (16, 24);
+        let chosen: Vec<(usize, i64)> = (0..150).map(|i| (i * 2, i as i64)).collect();
+        let (positions, targets) = filled_up(chosen.clone(), sequences, length);
+        assert_eq!(positions.len(), 256);
+        assert!(positions.windows(2).all(|pair| pair[0] < pair[1]), "{positions:?}");
+        let kept = positions.iter().zip(&targets).filter(|(_, target)| **target != IGNORED);
+        assert_eq!(kept.map(|(p, target)| (*p as usize, *target)).collect::<Vec<_>>(), chosen);
+        let of = |sequence: usize| positions.iter().filter(|p| **p as usize / length == sequence).count();
+        let counts: Vec<usize> = (0..sequences).map(of).collect();
+        assert!(counts.iter().max().unwrap() - counts.iter().min().unwrap() <= 14, "{counts:?}");
+        // No more than there are.
+        assert_eq!(filled_up(vec![(3, 9)], 2, 5).0, (0..10).collect::<Vec<_>>());
+        assert_eq!(filled_up(Vec::new(), 2, 5), (Vec::new(), Vec::new()));
+    }
+}

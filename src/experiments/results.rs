@@ -12,7 +12,7 @@ use crate::train::run::read_summary;
 use anyhow::{bail, Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{json, Map, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 const FORMAT: u32 = 1;
@@ -33,6 +33,9 @@ pub struct Results {
     pub published: Vec<Published>,
     /// Of the first run.
     pub environment: Value,
+    /// Revisions and processors that the runs are of, where that is more than one: their speeds are not compared.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub programs: Vec<String>,
     /// Runs that the file asks for; fewer are below when it was broken off.
     pub wanted: usize,
     pub runs: Vec<RunResult>,
@@ -106,7 +109,8 @@ const PLACES: [&str; 4] = ["/run/dir", "/run/threads", "/data/cache_dir", "/run/
 pub fn collect(sweep: &Sweep) -> Result<Results> {
     let stem = sweep.path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
     let runs: Vec<RunResult> = sweep.runs.iter().filter_map(|run| collect_run(sweep, run).transpose()).collect::<Result<_>>()?;
-    let environment = sweep.runs.iter().find_map(|r| read_json(&r.config.run.dir.as_ref()?.join("environment.json")));
+    let environments: Vec<Value> =
+        sweep.runs.iter().filter_map(|r| read_json(&r.config.run.dir.as_ref()?.join("environment.json"))).collect();
     let of_task = sweep.runs.iter().any(|r| r.config.data.task.is_some());
     let measure = match sweep.file.measure.as_str() {
         "" if of_task => "value",
@@ -122,10 +126,22 @@ pub fn collect(sweep: &Sweep) -> Result<Results> {
         measure: measure.into(),
         silent: sweep.file.silent.clone(),
         published: sweep.file.published.clone(),
-        environment: environment.unwrap_or_default(),
+        programs: programs(&environments),
+        environment: environments.into_iter().next().unwrap_or_default(),
         wanted: sweep.runs.len(),
         runs,
     })
+}
+
+/// What the runs were made by, where that is more than one thing.
+fn programs(environments: &[Value]) -> Vec<String> {
+    let text = |e: &Value, key: &str| e[key].as_str().unwrap_or("?").to_string();
+    let all: BTreeSet<String> = environments.iter().map(|e| text(e, "git_revision") + " on " + &text(e, "cpu")).collect();
+    if all.len() > 1 {
+        all.into_iter().collect()
+    } else {
+        Vec::new()
+    }
 }
 
 fn configs_sha256(sweep: &Sweep) -> Result<String> {
@@ -284,7 +300,10 @@ impl Results {
             against: first.against.as_ref().and_then(|other| self.compare(name, other, first.paper)),
             curve: mean_curve(&runs),
             plateau_tokens: self.plateau(&runs),
-            tokens_per_second: median(&speeds).or_else(|| Estimate::of(&of_summary("tokens_per_second")).map(|e| e.mean)),
+            tokens_per_second: match self.programs.is_empty() {
+                true => median(&speeds).or_else(|| Estimate::of(&of_summary("tokens_per_second")).map(|e| e.mean)),
+                false => None,
+            },
             bits_per_byte: Estimate::of(&of_summary("bits_per_byte")),
             unigram_loss: first.summary["unigram_perplexity"].as_f64().map(f64::ln),
         })
@@ -362,9 +381,21 @@ mod tests {
             silent: BTreeMap::new(),
             published: Vec::new(),
             environment: Value::Null,
+            programs: Vec::new(),
             wanted: 5,
             runs,
         }
+    }
+
+    #[test]
+    fn speeds_of_two_programs_are_not_set_side_by_side() {
+        let of = |revision: &str| json!({"git_revision": revision, "cpu": "A"});
+        assert!(programs(&[of("one"), of("one")]).is_empty());
+        let mut results = results();
+        assert_eq!(results.group("k8").unwrap().tokens_per_second, Some(10.0));
+        results.programs = programs(&[of("two"), of("one"), of("two")]);
+        assert_eq!(results.programs, ["one on A", "two on A"]);
+        assert_eq!(results.group("k8").unwrap().tokens_per_second, None);
     }
 
     #[test]

@@ -231,6 +231,14 @@ fn feed_forward_and_output_norm_are_their_compositions() {
                 || feed_forward(x, inner, outer, norm, drop(p), None).unwrap(),
                 || norm_of(&(dropped(product(&product(x, w1, b1).gelu("none"), w2, b2)) + x), gamma, beta),
             );
+            // Some rows of it, with the dropout that they have among all.
+            let chosen = Tensor::from_slice(&[0, 1, 17, rows - 1]);
+            agree(
+                &leaves,
+                tolerance,
+                || feed_forward(&take_rows(x, &chosen).unwrap(), inner, outer, norm, drop(p), Some(&chosen)).unwrap(),
+                || norm_of(&(dropped(product(&product(x, w1, b1).gelu("none"), w2, b2)) + x), gamma, beta).index_select(0, &chosen),
+            );
             let (o, residual) = (leaf(&[rows, f], 8, kind), x.shallow_clone());
             let leaves = [&o, &residual, w2, b2, gamma, beta].map(Tensor::shallow_clone);
             agree(
@@ -300,8 +308,37 @@ fn heads_are_their_composition() {
                 dropped.matmul(&v).transpose(1, 2).reshape([batch, length, d])
             };
             agree(&leaves, tolerance, || heads(&leaves[0], &given, keep.as_ref(), count, drop(p), None).unwrap(), composed);
+            // Of some rows alone: none of them in a block of queries with the one before it, and many of one sequence.
+            for rows in [vec![3, length + 4], (0..length).step_by(2).chain([length]).collect(), vec![batch * length - 1]] {
+                let rows = Tensor::from_slice(&rows);
+                agree(
+                    &leaves,
+                    tolerance,
+                    || heads(&leaves[0], &given, keep.as_ref(), count, drop(p), Some(&rows)).unwrap(),
+                    || composed().view([-1, d]).index_select(0, &rows),
+                );
+            }
         }
     }
+}
+
+#[test]
+fn rows_are_taken_and_spread_and_must_ascend() {
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let x = leaf(&[900, 24], 1, kind);
+        let rows = (Tensor::arange(300, (Kind::Int64, Device::Cpu)) * 3).set_requires_grad(false);
+        let leaves = [x.shallow_clone()];
+        agree(&leaves, 0.0, || take_rows(&x, &rows).unwrap(), || x.index_select(0, &rows));
+        let few = [leaf(&[300, 24], 2, kind)];
+        let zeros = || Tensor::zeros([900, 24], (kind, Device::Cpu));
+        agree(&few, 0.0, || spread_rows(&few[0], &rows, 900).unwrap(), || zeros().index_copy(0, &rows, &few[0]));
+    }
+    let x = leaf(&[5, 8], 1, Kind::Float);
+    for wrong in [vec![1i64, 1], vec![3, 2], vec![-1, 2], vec![0, 5]] {
+        let error = take_rows(&x, &Tensor::from_slice(&wrong)).unwrap_err().to_string();
+        assert!(error.contains("expected ascending numbers below 5"), "{wrong:?}: {error}");
+    }
+    assert!(take_rows(&x, &Tensor::from_slice::<i64>(&[])).unwrap().size() == [0, 8]);
 }
 
 #[test]

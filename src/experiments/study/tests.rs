@@ -37,6 +37,7 @@ fn results(experiment: &str, groups: &[(&str, Option<&str>, &[f64])]) -> Results
         silent: BTreeMap::from([("train.learning_rate".to_string(), "not stated".to_string())]),
         published: vec![Published { what: "Others".into(), value: 4.5, unit: "nats".into(), source: "their card".into() }],
         environment: json!({"cpu": "a processor", "threads": 2}),
+        programs: Vec::new(),
         wanted: runs.len(),
         runs,
     }
