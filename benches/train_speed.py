@@ -34,7 +34,7 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--malloc", choices=["tuned", "default"], default="tuned", help="of the peers; ours always sets its own")
-    parser.add_argument("--peers", default="hugging-face,hugging-face-compile,lucidrains,floor")
+    parser.add_argument("--peers", default="hugging-face,hugging-face-compile,lucidrains,floor,floor-chosen")
     parser.add_argument("--against", help="another program of ours, in place of the peers")
     parser.add_argument("--out", help="name of the JSON file (default: by date)")
     return parser.parse_args()

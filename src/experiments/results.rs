@@ -33,7 +33,7 @@ pub struct Results {
     pub published: Vec<Published>,
     /// Of the first run.
     pub environment: Value,
-    /// Revisions and processors that the runs are of, where that is more than one: their speeds are not compared.
+    /// Programs and processors that the runs are of, where that is more than one: their speeds are not compared.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub programs: Vec<String>,
     /// Runs that the file asks for; fewer are below when it was broken off.
@@ -135,8 +135,11 @@ pub fn collect(sweep: &Sweep) -> Result<Results> {
 
 /// What the runs were made by, where that is more than one thing.
 fn programs(environments: &[Value]) -> Vec<String> {
-    let text = |e: &Value, key: &str| e[key].as_str().unwrap_or("?").to_string();
-    let all: BTreeSet<String> = environments.iter().map(|e| text(e, "git_revision") + " on " + &text(e, "cpu")).collect();
+    let text = |e: &Value, key: &str| e[key].as_str().map(str::to_string);
+    // Older runs have no digest of their program.
+    let program = |e: &Value| text(e, "program_sha256").map(|digest| digest.chars().take(12).collect()).or_else(|| text(e, "git_revision"));
+    let or_unknown = |text: Option<String>| text.unwrap_or_else(|| "unknown".into());
+    let all: BTreeSet<String> = environments.iter().map(|e| or_unknown(program(e)) + " on " + &or_unknown(text(e, "cpu"))).collect();
     if all.len() > 1 {
         all.into_iter().collect()
     } else {
@@ -391,6 +394,8 @@ mod tests {
     fn speeds_of_two_programs_are_not_set_side_by_side() {
         let of = |revision: &str| json!({"git_revision": revision, "cpu": "A"});
         assert!(programs(&[of("one"), of("one")]).is_empty());
+        let built = |revision: &str| json!({"git_revision": revision, "program_sha256": "0123456789abcdef", "cpu": "A"});
+        assert!(programs(&[built("one"), built("two")]).is_empty(), "a commit makes no other program");
         let mut results = results();
         assert_eq!(results.group("k8").unwrap().tokens_per_second, Some(10.0));
         results.programs = programs(&[of("two"), of("one"), of("two")]);

@@ -4,6 +4,7 @@ use super::checkpoint::{set_aside_after, Checkpoint, CheckpointError};
 use super::saver::adopt;
 use super::state::State;
 use crate::config::Config;
+use crate::digest::sha256;
 use crate::durable;
 use crate::log::HISTOGRAMS;
 use crate::native::runtime;
@@ -11,6 +12,7 @@ use serde_json::{json, Value};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// What to do with a folder that holds a run already.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -243,6 +245,7 @@ pub fn environment(device: &str, peak_tflops: f64) -> Value {
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "git_revision": git_revision(),
+        "program_sha256": program_sha256(),
         "libtorch": runtime::torch_version(),
         "device": device,
         "cpu": cpu_model(),
@@ -269,7 +272,13 @@ pub fn cpu_model() -> String {
     model.unwrap_or_else(|| "unknown".into())
 }
 
-/// Of the source tree that this program was built from.
+/// Of the file that runs, wherever it is by now: the revision says what the sources are, not what they were when it was built.
+fn program_sha256() -> Option<&'static str> {
+    static DIGEST: OnceLock<Option<String>> = OnceLock::new();
+    DIGEST.get_or_init(|| Some(sha256(&fs::read("/proc/self/exe").ok()?))).as_deref()
+}
+
+/// Of the source tree that this program was built from, as it is now.
 fn git_revision() -> Option<String> {
     let git = |args: &[&str]| {
         let out = std::process::Command::new("git")

@@ -127,7 +127,7 @@ fn of_sweep(folder: &str, results: &Results) -> Page {
     let mut notes = vec!["Mean ± standard error over seeds; a difference is that of pairs with the same seed, p by a paired t test, not corrected for the number of comparisons.".to_string()];
     if !results.programs.is_empty() {
         notes.push(format!(
-            "The runs are of more than one revision or machine, so that their speeds are not compared: {}.",
+            "The runs are of more than one program or processor, so that their speeds are not compared: {}.",
             results.programs.join(", ")
         ));
     } else if results.runs.iter().any(|r| r.speed.is_some()) && plateau {
@@ -142,7 +142,7 @@ fn of_sweep(folder: &str, results: &Results) -> Page {
     if !taken.is_empty() {
         let count = results.runs.iter().filter(|r| r.taken_from.is_some()).count();
         let from = taken.into_iter().collect::<Vec<_>>().join(", ");
-        notes.push(format!("{count} of the runs are those of {from}: the same config gives the same bits, by another revision all but rounding, so they were not made again."));
+        notes.push(format!("{count} of the runs are those of {from}: the same config gives the same bits, by another program all but rounding, so they were not made again."));
     }
     if groups.iter().any(|g| g.seeds.len() < 2) {
         notes.push("One seed says nothing of chance: differences without an interval are first signs.".into());
