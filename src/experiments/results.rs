@@ -84,6 +84,8 @@ pub struct Group {
     /// Tokens until the loss lies this far below the unigrams'; None: never, in some run.
     pub plateau_tokens: Option<Estimate>,
     pub tokens_per_second: Option<f64>,
+    /// Half of the runs or more are nearly as fast as the fastest: other work on the machine did not slow them down.
+    pub is_steady: bool,
     /// Of the masked text: what compares between vocabularies.
     pub bits_per_byte: Option<Estimate>,
     pub unigram_loss: Option<f64>,
@@ -102,6 +104,8 @@ pub struct Comparison {
 
 /// A model within so many nats of the unigram loss has learned nothing from context.
 const PLATEAU_MARGIN: f64 = 0.1;
+/// Share of the fastest run's speed.
+const STEADY: f64 = 0.8;
 /// Keys that say where and how fast a run ran, not what.
 const PLACES: [&str; 4] = ["/run/dir", "/run/threads", "/data/cache_dir", "/run/init_from"];
 
@@ -307,6 +311,10 @@ impl Results {
                 true => median(&speeds).or_else(|| Estimate::of(&of_summary("tokens_per_second")).map(|e| e.mean)),
                 false => None,
             },
+            is_steady: {
+                let fastest = speeds.iter().copied().fold(0.0, f64::max);
+                median(&speeds).is_none_or(|speed| speed >= STEADY * fastest)
+            },
             bits_per_byte: Estimate::of(&of_summary("bits_per_byte")),
             unigram_loss: first.summary["unigram_perplexity"].as_f64().map(f64::ln),
         })
@@ -401,6 +409,11 @@ mod tests {
         results.programs = programs(&[of("two"), of("one"), of("two")]);
         assert_eq!(results.programs, ["one on A", "two on A"]);
         assert_eq!(results.group("k8").unwrap().tokens_per_second, None);
+        let steady = |speeds: [f64; 3]| {
+            results.runs[2..].iter_mut().zip(speeds).for_each(|(run, speed)| run.speed = Some(speed));
+            results.group("k8").unwrap().is_steady
+        };
+        assert_eq!([[100.0, 50.0, 90.0], [100.0, 50.0, 60.0]].map(steady), [true, false]);
     }
 
     #[test]

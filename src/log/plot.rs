@@ -10,8 +10,10 @@ use std::sync::Once;
 
 const SIZE: (u32, u32) = (900, 540);
 pub(super) const FONT: &str = "report";
-/// Colour-blind safe (Okabe and Ito).
-const COLOURS: [RGBColor; 8] = [
+/// Grey, for what was not measured here.
+const REFERENCE: RGBColor = RGBColor(120, 120, 120);
+/// The first seven are colour-blind safe (Okabe and Ito).
+const COLOURS: [RGBColor; 12] = [
     RGBColor(0, 0, 0),
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -19,7 +21,11 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(204, 121, 167),
     RGBColor(230, 159, 0),
     RGBColor(86, 180, 233),
-    RGBColor(120, 120, 120),
+    RGBColor(140, 86, 75),
+    RGBColor(106, 61, 154),
+    RGBColor(128, 128, 0),
+    RGBColor(0, 0, 128),
+    RGBColor(178, 34, 52),
 ];
 
 /// One curve.
@@ -99,9 +105,9 @@ fn use_own_font() {
 
 fn colour(series: &Series, index: usize) -> RGBColor {
     if series.reference {
-        COLOURS[7]
+        REFERENCE
     } else {
-        COLOURS[index % 7]
+        COLOURS[index % COLOURS.len()]
     }
 }
 
@@ -167,7 +173,7 @@ impl LineChart {
         area.present().map_err(failed)
     }
 
-    /// The corner with the least of the curves in it.
+    /// The place at the edge where the legend hides the least of the curves.
     fn legend_position(&self) -> SeriesLabelPosition {
         let (x, y) = (self.range(|p| p.0, self.log_x, 0.0), self.range(|p| p.1, self.log_y, 0.06));
         let share = |v: f64, range: &std::ops::Range<f64>, log: bool| match log {
@@ -187,18 +193,26 @@ impl LineChart {
                 );
             }
         }
-        let corners = [
-            (true, true, SeriesLabelPosition::UpperRight),
-            (true, false, SeriesLabelPosition::LowerRight),
-            (false, false, SeriesLabelPosition::LowerLeft),
-            (false, true, SeriesLabelPosition::UpperLeft),
-        ];
-        let crowd = |right: bool, upper: bool| {
-            let side = |v: f64, high: bool, depth: f64| if high { v > 1.0 - depth } else { v < depth };
-            along.iter().filter(|(x, y)| side(*x, right, 0.4) && side(*y, upper, 0.3)).count()
+        // About what the legend takes of the plot, in shares of its sides.
+        let longest = self.series.iter().map(|s| s.name.len()).max().unwrap_or(0) as f64;
+        let (wide, high) = (((longest * 8.5 + 60.0) / 790.0).min(1.0), ((self.series.len() as f64 * 20.0 + 20.0) / 430.0).min(1.0));
+        let hidden = |left: f64, below: f64| {
+            let is_hidden = |(x, y): &&(f64, f64)| (left..left + wide).contains(x) && (below..below + high).contains(y);
+            along.iter().filter(is_hidden).count()
         };
-        let [first, rest @ ..] = corners;
-        rest.into_iter().fold(first, |best, other| if crowd(other.0, other.1) < crowd(best.0, best.1) { other } else { best }).2
+        let (right, top, middle, centre) = (1.0 - wide, 1.0 - high, (1.0 - wide) / 2.0, (1.0 - high) / 2.0);
+        let places = [
+            (right, top, SeriesLabelPosition::UpperRight),
+            (right, 0.0, SeriesLabelPosition::LowerRight),
+            (0.0, 0.0, SeriesLabelPosition::LowerLeft),
+            (0.0, top, SeriesLabelPosition::UpperLeft),
+            (right, centre, SeriesLabelPosition::MiddleRight),
+            (0.0, centre, SeriesLabelPosition::MiddleLeft),
+            (middle, top, SeriesLabelPosition::UpperMiddle),
+            (middle, 0.0, SeriesLabelPosition::LowerMiddle),
+        ];
+        let [first, rest @ ..] = places;
+        rest.into_iter().fold(first, |best, other| if hidden(other.0, other.1) < hidden(best.0, best.1) { other } else { best }).2
     }
 }
 

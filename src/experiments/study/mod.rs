@@ -39,6 +39,10 @@ pub fn write(dir: &Path) -> Result<String> {
         let folder = dir.join(&page.folder);
         save(&folder.join("table.json"), &(serde_json::to_string_pretty(&site::objects(&page.table))? + "\n"))?;
         let charts = page.charts.iter().map(|chart| Ok((chart.render(&folder)?, chart.caption.clone()))).collect::<Result<Vec<_>>>()?;
+        // What an earlier report drew there and this one does not.
+        for name in page::CURVES.iter().filter(|name| page.charts.iter().all(|chart| chart.name != **name)) {
+            ["png", "svg"].iter().for_each(|ending| drop(std::fs::remove_file(folder.join(name).with_extension(ending))));
+        }
         drawn.push(charts);
     }
     let claims = claims::all(&evidence);

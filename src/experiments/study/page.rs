@@ -135,6 +135,10 @@ fn of_sweep(folder: &str, results: &Results) -> Page {
             "tokens/s: of each run's fastest logged stretch, which other work on the machine disturbs least; median over seeds.".into(),
         );
     }
+    let unsteady: Vec<&str> = groups.iter().filter(|g| !g.is_steady).map(|g| g.name.as_str()).collect();
+    if !unsteady.is_empty() && results.programs.is_empty() {
+        notes.push(format!("Other work on the machine slowed runs of {} down: nothing is drawn by time.", unsteady.join(", ")));
+    }
     if results.runs.len() < results.wanted {
         notes.push(format!("{} of {} runs are done.", results.runs.len(), results.wanted));
     }
@@ -243,6 +247,9 @@ fn p_with_sign(p: f64) -> String {
 /// A point of a group's curve, moved; None: left out.
 type Scale<'a> = &'a dyn Fn(&Group, (f64, f64)) -> Option<(f64, f64)>;
 
+/// Names of the pictures of curves, which are not always all drawn.
+pub(super) const CURVES: [&str; 2] = ["by_tokens", "by_time"];
+
 fn curves(groups: &[Group], results: &Results) -> Vec<Picture> {
     let series = |scale: Scale| -> Vec<Series> {
         let of = |g: &Group| Series {
@@ -274,7 +281,7 @@ fn curves(groups: &[Group], results: &Results) -> Vec<Picture> {
     let caption = "Mean over seeds.".to_string();
     pictures.push(Picture { name: "by_tokens", caption, chart: Drawing::Lines(chart("By tokens", "tokens", by_tokens)) });
     let by_time = series(&|g, p| Some((p.0 / g.tokens_per_second?, p.1)));
-    if !by_time.is_empty() {
+    if !by_time.is_empty() && groups.iter().all(|g| g.is_steady) {
         let caption = "The same by time, at each model's tokens/s of the table, on the machine below.".to_string();
         pictures.push(Picture { name: "by_time", caption, chart: Drawing::Lines(chart("By time", "seconds", by_time)) });
     }
