@@ -184,6 +184,7 @@ pub fn batches_by_length(lengths: &[usize]) -> Vec<Vec<usize>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
