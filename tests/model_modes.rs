@@ -168,7 +168,7 @@ fn flops_grow_with_n_for_full_attention_alone() {
             json!({"vocab_size": 1000, "max_position_embeddings": n + 2, "attention": {"kind": kind, "sharing": "layerwise"}}),
         )
         .unwrap();
-        forward_flops_per_token(&config, n, 0.0)
+        forward_flops_per_token(&config, n, 0.0, 1.0)
     };
     assert!(per_token("full", 8192) > 2.0 * per_token("full", 512));
     assert!(per_token("linformer", 8192) <= per_token("linformer", 512));

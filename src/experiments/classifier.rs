@@ -91,6 +91,11 @@ impl Classifier {
         Self { world: world.clone(), ..self }
     }
 
+    /// The share of its rows that the encoder's last layer makes in training: the head reads one of each `length`.
+    pub fn share_made(&self, length: i64) -> f64 {
+        self.encoder.share_made(1.0 / length as f64, self.kind, self.device)
+    }
+
     /// Logits `[B, classes]` and labels of some rows of a batch.
     pub fn forward(&self, batch: &TaskBatch, rows: Range<usize>, pass: &Pass) -> Result<(Tensor, Tensor), NativeError> {
         let tensors = batch.tensors(rows, self.regression, self.device);

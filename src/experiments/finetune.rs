@@ -14,9 +14,9 @@ use crate::data::tasks::TaskSpec;
 use crate::data::tokenizer::{Kind as TokenizerKind, Tokenizer};
 use crate::eval::majority_share;
 use crate::log::{jsonl, Record};
-use crate::model::size::{forward_flops_per_token, spared_flops_per_token};
+use crate::model::size::forward_flops_per_token;
 use crate::model::weights::Select;
-use crate::model::{Encoder, Parameters, Pass};
+use crate::model::{Parameters, Pass};
 use crate::native::NativeError;
 use crate::train::interrupt::Interrupt;
 use crate::train::trainer::{BatchSize, Evaluation};
@@ -24,7 +24,6 @@ use crate::train::{LossSum, Outcome, Task};
 use anyhow::{bail, Result};
 use serde_json::{json, Map, Value};
 use std::ops::Range;
-use tch::Device;
 
 /// The metric on the half of the rows that chooses the best checkpoint, and on the other half (`data.dev_halves`).
 const CHOSEN_ON: &str = "chosen_on";
@@ -185,17 +184,12 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
         tokenizer: &tokenizer,
         warnings,
         total_steps,
-        flops_per_token: flops_per_token(&config, parameters.device()),
+        flops_per_token: {
+            let n = config.data.sequence_length;
+            forward_flops_per_token(&config.model, n, 0.0, task.classifier.share_made(n))
+        },
     };
     job.run(|outcome, _| Ok(summary(&start.name, &config, &task, &parameters, outcome, total_steps)))
-}
-
-/// Of a forward pass, as it is computed here: the head reads one row of each sequence.
-fn flops_per_token(config: &Config, device: Device) -> f64 {
-    let n = config.data.sequence_length;
-    let is_chosen = Encoder::chooses_rows(&config.model, device);
-    let spared = if is_chosen { spared_flops_per_token(&config.model, n, 1.0 / n as f64) } else { 0.0 };
-    forward_flops_per_token(&config.model, n, 0.0) - spared
 }
 
 /// Scored texts in the corpus that the parent was pretrained on.

@@ -24,7 +24,7 @@ pub fn describe(config: &Config, origins: &Origins, speed: Speed) -> Result<Stri
     let parts = parameters_by_part(&model, if config.data.task.is_some() { Head::Classification } else { Head::MaskedLm });
     let total: i64 = parts.iter().map(|(_, count)| count).sum();
     let predicted = if config.data.task.is_some() { 0.0 } else { config.data.mask_probability };
-    let flops = 3.0 * forward_flops_per_token(&model, n, predicted);
+    let flops = 3.0 * forward_flops_per_token(&model, n, predicted, 1.0);
     let tokens_per_step = train.batch_size as f64 * n as f64;
     let tokens = tokens_per_step * train.max_steps as f64;
     let seconds = tokens * flops / (speed.mfu * speed.peak_tflops * 1e12);

@@ -83,7 +83,7 @@ pub fn plan(config: &Config, origins: &Origins, cluster: &Cluster, mfu: f64) -> 
     let of_task = config.data.task.is_some();
     let parts = parameters_by_part(&model, if of_task { Head::Classification } else { Head::MaskedLm });
     let parameters: f64 = parts.iter().map(|(_, count)| *count as f64).sum();
-    let flops_per_token = 3.0 * forward_flops_per_token(&model, n, if of_task { 0.0 } else { config.data.mask_probability });
+    let flops_per_token = 3.0 * forward_flops_per_token(&model, n, if of_task { 0.0 } else { config.data.mask_probability }, 1.0);
     let (batch, gpus) = (train.batch_size as f64, f64::from(cluster.count));
     let tokens = batch * n as f64 * train.max_steps as f64;
     let flops = tokens * flops_per_token;

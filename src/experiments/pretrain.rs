@@ -12,7 +12,7 @@ use crate::eval::perplexity;
 use crate::log::{progress::Progress, Record};
 use crate::model::loss::cross_entropy_sum;
 use crate::model::memory::EVALUATION_PREDICTIONS;
-use crate::model::size::{forward_flops_per_token, spared_flops_per_token};
+use crate::model::size::forward_flops_per_token;
 use crate::model::weights::Select;
 use crate::model::{Encoder, Input, MaskedLmHead, Parameters, Pass};
 use crate::native::NativeError;
@@ -148,13 +148,6 @@ impl Task for MaskedLm {
     }
 }
 
-/// Of a forward pass, as it is computed here.
-fn flops_per_token(config: &Config, device: Device) -> f64 {
-    let (n, read) = (config.data.sequence_length, config.data.mask_probability);
-    let spared = if Encoder::chooses_rows(&config.model, device) { spared_flops_per_token(&config.model, n, read) } else { 0.0 };
-    forward_flops_per_token(&config.model, n, read) - spared
-}
-
 /// Pretrains one model.
 pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finished> {
     let device = setup::device(&config, origins, &start.world)?;
@@ -193,7 +186,11 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
         tokenizer: &task.data.prepared().tokenizer,
         warnings,
         total_steps: config.train.max_steps,
-        flops_per_token: flops_per_token(&config, parameters.device()),
+        flops_per_token: {
+            let masked = config.data.mask_probability;
+            let made = task.encoder.share_made(masked, task.kind, task.device);
+            forward_flops_per_token(&config.model, config.data.sequence_length, masked, made)
+        },
     };
     job.run(|outcome, progress| {
         let summary = summary(&start.name, &config, &task, &parameters, outcome)?;

@@ -11,7 +11,7 @@ use super::projection::{Compressed, Projection};
 use crate::config::{AttentionBackend, AttentionKind, Backend, BiasOrder, Model, Order, Sharing};
 use crate::native::fused::{attention, attention_is_fast, attention_is_supported, heads, spread_rows, take_rows, HeadWeights};
 use crate::native::NativeError;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Which positions of a batch are real tokens.
 pub struct Keep {
@@ -47,6 +47,8 @@ pub struct SelfAttention {
     /// None: full attention.
     compression: Option<Compression>,
     heads: i64,
+    /// Width of a head.
+    head: i64,
     dropout: f64,
     backend: AttentionBackend,
     /// Whether our own kernel may take the place of libtorch's.
@@ -120,6 +122,7 @@ impl SelfAttention {
             compression: (config.attention.kind == AttentionKind::Linformer)
                 .then(|| Compression::new(parameters, name, config, layer, shared)),
             heads: config.num_attention_heads,
+            head: d / config.num_attention_heads,
             dropout: config.attention_probs_dropout_prob,
             backend: config.attention.backend,
             own_kernel: config.backend == Backend::Fused && config.attention.backend == AttentionBackend::Fused,
@@ -130,7 +133,7 @@ impl SelfAttention {
     /// x `[B, L, d]` -> `[B, L, d]`, heads side by side.
     pub fn forward(&self, x: &Tensor, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
         let out = match self.block_weights() {
-            Some((weights, k)) if self.has_kernel(x, pass) => {
+            Some((weights, k)) if self.has_kernel(x.kind(), x.device(), pass.is_training()) => {
                 let drop = pass.drop(self.dropout, &self.place, self.heads * x.size()[1] * k.unwrap_or(x.size()[1]));
                 heads(x, &weights, keep.map(|keep| &keep.real), self.heads, drop, None)?
             }
@@ -140,20 +143,21 @@ impl SelfAttention {
         Ok(out)
     }
 
-    /// Whether [`Self::forward_at`] can be asked: dropout of the probabilities is a matter of the kernel there.
-    pub fn can_choose(&self, x: &Tensor, pass: &Pass) -> bool {
-        !pass.drops(self.dropout) || self.has_kernel(x, pass) && self.block_weights().is_some()
+    /// Whether [`Self::forward_at`] can be asked: dropout of the probabilities is for the block as a whole there.
+    pub fn can_choose(&self, kind: Kind, device: Device, is_training: bool) -> bool {
+        !self.drops(is_training) || self.has_kernel(kind, device, is_training) && self.block_weights().is_some()
     }
 
-    /// The same of some rows alone, `rows` (b L + position, `[M]` int64, ascending): `[M, d]`.
-    pub fn forward_at(&self, x: &Tensor, keep: Option<&Keep>, rows: &Tensor, pass: &Pass) -> Result<Tensor, NativeError> {
+    /// The same of some rows alone: `chosen` `[M, d]` are the rows `rows` of x (b L + position, `[M]` int64, strictly ascending).
+    pub fn forward_at(&self, x: &Tensor, chosen: &Tensor, rows: &Tensor, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
         let (batch, length, width) = (x.size()[0], x.size()[1], x.size()[2]);
-        if let Some((weights, k)) = self.block_weights().filter(|_| self.has_kernel(x, pass)) {
+        let has_kernel = self.has_kernel(x.kind(), x.device(), pass.is_training());
+        if let Some((weights, k)) = self.block_weights().filter(|_| has_kernel) {
             let drop = pass.drop(self.dropout, &self.place, self.heads * length * k.unwrap_or(length));
             return heads(x, &weights, keep.map(|keep| &keep.real), self.heads, drop, Some(rows));
         }
         let to = self.keys_and_values(x, keep)?;
-        let q = self.query.forward(&take_rows(&x.view([-1, width]), rows)?)?;
+        let q = self.query.forward(chosen)?;
         // As many queries of each sequence as of the one that has most.
         let (places, most) = side_by_side(&numbers(rows), batch as usize, length);
         let places = Tensor::from_slice(&places);
@@ -167,9 +171,13 @@ impl SelfAttention {
     }
 
     /// Whether our own kernel is the one to take. libtorch's has no dropout.
-    fn has_kernel(&self, x: &Tensor, pass: &Pass) -> bool {
-        let is_better = if pass.drops(self.dropout) { attention_is_supported } else { attention_is_fast };
-        self.own_kernel && is_better(x.kind(), x.device(), x.size()[x.dim() - 1] / self.heads)
+    fn has_kernel(&self, kind: Kind, device: Device, is_training: bool) -> bool {
+        let is_better = if self.drops(is_training) { attention_is_supported } else { attention_is_fast };
+        self.own_kernel && is_better(kind, device, self.head)
+    }
+
+    fn drops(&self, is_training: bool) -> bool {
+        is_training && self.dropout > 0.0
     }
 
     /// What one block does as a whole, and k: full attention, and projections that are matrices for all heads, compress first.
@@ -193,7 +201,7 @@ impl SelfAttention {
     /// sequences' queries.
     pub fn attend(&self, q: &Tensor, to: &KeysAndValues, pass: &Pass) -> Result<Tensor, NativeError> {
         match to.key_mask() {
-            Some(mask) if self.has_kernel(q, pass) => {
+            Some(mask) if self.has_kernel(q.kind(), q.device(), pass.is_training()) => {
                 let (k, v) = (self.merge(&to.k), self.merge(&to.v));
                 let drop = pass.drop(self.dropout, &self.place, self.heads * q.size()[1] * k.size()[1]);
                 attention(q, &k, &v, mask.as_ref(), self.heads, drop)

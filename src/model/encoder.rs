@@ -5,8 +5,8 @@ use super::init::Init;
 use super::layers::{activate, is_fused, LayerNorm, Linear, Pass};
 use super::parameters::Parameters;
 use super::projection::Projection;
-use crate::config::{AttentionBackend, AttentionKind, Backend, HiddenAct, Model, Norm, Padding, PositionInit, Sharing};
-use crate::native::fused::{attention_is_supported, embedding, feed_forward, is_supported, output_norm, take_rows};
+use crate::config::{AttentionKind, Backend, HiddenAct, Model, Norm, Padding, PositionInit, Sharing};
+use crate::native::fused::{embedding, feed_forward, is_supported, output_norm, take_rows};
 use crate::native::profile::{span, Part};
 use crate::native::recompute::recompute;
 use crate::native::weight::Weight;
@@ -59,14 +59,16 @@ impl Encoder {
         Ok(self.normed(through(&self.layers, x, keep.as_ref(), pass, |_, _| Ok(()))?))
     }
 
-    /// The hidden states that a head reads, `[M, d]`: of the rows b L + position, `[M]` int64, ascending. The last layer makes
-    /// no others, where it is of fused blocks: its queries, its feed-forward block and their gradients are of M rows.
+    /// The hidden states that a head reads, `[M, d]`: of the rows b L + position, `[M]` int64, strictly ascending. The last layer
+    /// makes no others, where it is of fused blocks: its queries, its feed-forward block and their gradients are of M rows.
     pub fn forward_at(&self, input: &Input, rows: &Tensor, pass: &Pass) -> Result<Tensor, NativeError> {
         let (x, keep) = self.embed(input, pass)?;
         let (others, last) = self.layers.split_at(self.layers.len().saturating_sub(1));
         let x = through(others, x, keep.as_ref(), pass, |_, _| Ok(()))?;
         match last {
-            [last] if rows.numel() > 0 && last.can_choose(&x, pass) => last.forward_at(&x, keep.as_ref(), rows, pass),
+            [last] if rows.numel() > 0 && !pass.is_watched() && last.can_choose(x.kind(), x.device(), pass.is_training()) => {
+                last.forward_at(&x, keep.as_ref(), rows, pass)
+            }
             _ => {
                 let x = self.normed(through(last, x, keep.as_ref(), pass, |_, _| Ok(()))?);
                 Ok(x.reshape([-1, x.size()[2]]).index_select(0, rows))
@@ -74,12 +76,12 @@ impl Encoder {
         }
     }
 
-    /// Whether [`Self::forward_at`] spares the last layer the other rows, in training on this device.
-    pub fn chooses_rows(config: &Model, device: Device) -> bool {
-        let spares = config.backend == Backend::Fused && config.norm == Norm::Post && is_supported(Kind::Float, device);
-        let by_kernel = config.attention.backend == AttentionBackend::Fused
-            && attention_is_supported(Kind::Float, device, config.hidden_size / config.num_attention_heads);
-        spares && (config.attention_probs_dropout_prob == 0.0 || by_kernel)
+    /// The share of its rows that the last layer makes in training, if a head reads a share `read` of them.
+    pub fn share_made(&self, read: f64, kind: Kind, device: Device) -> f64 {
+        match self.layers.last() {
+            Some(last) if last.can_choose(kind, device, true) => read,
+            _ => 1.0,
+        }
     }
 
     /// Those of the first token of each sequence, `[B, d]`.
@@ -376,16 +378,17 @@ impl Layer {
     }
 
     /// Whether [`Self::forward_at`] can be asked.
-    fn can_choose(&self, x: &Tensor, pass: &Pass) -> bool {
-        self.norm == Norm::Post && is_fused(self.backend, x) && !pass.is_watched() && self.attention.can_choose(x, pass)
+    fn can_choose(&self, kind: Kind, device: Device, is_training: bool) -> bool {
+        let is_fused = self.backend == Backend::Fused && is_supported(kind, device);
+        self.norm == Norm::Post && is_fused && self.attention.can_choose(kind, device, is_training)
     }
 
     /// The output's rows b L + position alone, `[M, d]`, as [`Encoder::forward_at`] has them.
     fn forward_at(&self, x: &Tensor, keep: Option<&Keep>, rows: &Tensor, pass: &Pass) -> Result<Tensor, NativeError> {
         let (length, width, count) = (x.size()[1], x.size()[2], rows.size()[0]);
         let attention = span(Part::Attention);
-        let attended = self.attention.forward_at(x, keep, rows, pass)?;
-        let x = take_rows(&x.view([-1, width]), rows)?;
+        let chosen = take_rows(&x.view([-1, width]), rows)?;
+        let (attended, x) = (self.attention.forward_at(x, &chosen, rows, keep, pass)?, chosen);
         drop(attention);
         let block = row_block(x.kind());
         if pass.is_training() || x.requires_grad() || count <= block {

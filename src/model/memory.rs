@@ -7,6 +7,7 @@ use super::heads::{ClassificationHead, MaskedLmHead};
 use super::parameters::{Parameter, Parameters};
 use super::size::Head;
 use crate::config::{AttentionBackend, AttentionKind, Backend, Config, HiddenAct, Model, Norm, Precision, Sharing, Train};
+use tch::{Device, Kind};
 
 /// Tokens of an evaluation's pass, where one sequence has not more.
 pub const EVALUATION_TOKENS: i64 = 16_384;
@@ -43,7 +44,7 @@ impl Memory {
     /// Of training by the masked-LM or classification head; the model has its vocabulary and positions.
     pub fn of_training(config: &Config, model: &Model) -> Self {
         let head = if config.data.task.is_some() { Head::Classification } else { Head::MaskedLm };
-        let mut parameters = Parameters::uninitialised(tch::Device::Cpu);
+        let mut parameters = Parameters::uninitialised(Device::Cpu);
         let encoder = Encoder::new(&mut parameters, model);
         match head {
             Head::MaskedLm => drop(MaskedLmHead::new(&mut parameters, model, encoder.word_embeddings())),
@@ -52,7 +53,12 @@ impl Memory {
         let count = |keep: fn(&Parameter) -> bool| parameters.iter().filter(|p| keep(p)).map(|p| p.tensor.numel() as f64).sum::<f64>();
         let all = count(|_| true);
         let is_copied = config.train.precision == Precision::Bf16 && model.backend == Backend::Fused;
-        let step = Step::new(config, model, head);
+        let kind = if config.train.precision == Precision::Bf16 { Kind::BFloat16 } else { Kind::Float };
+        let read = match head {
+            Head::MaskedLm => config.data.mask_probability,
+            Head::Classification => 1.0 / config.data.sequence_length as f64,
+        };
+        let step = Step::new(config, model, head, encoder.share_made(read, kind, Device::Cpu));
         Self {
             program: PROGRAM,
             weights: 4.0 * all,
@@ -81,14 +87,14 @@ impl Memory {
 /// scores are not counted.
 pub fn of_encoder(model: &Model, precision: Precision, n: i64) -> f64 {
     let config = one_sequence(model, precision, n);
-    let step = Step { last: n as f64, ..Step::new(&config, model, Head::Classification) };
+    let step = Step::new(&config, model, Head::Classification, 1.0);
     step.activations() + step.working()
 }
 
 /// Bytes that the encoder's forward pass over one sequence of n tokens needs beside the weights, where nothing is kept for a
 /// backward pass.
 pub fn of_inference(model: &Model, precision: Precision, n: i64) -> f64 {
-    Step::new(&one_sequence(model, precision, n), model, Head::Classification).inference(n as f64)
+    Step::new(&one_sequence(model, precision, n), model, Head::Classification, 1.0).inference(n as f64)
 }
 
 fn one_sequence(model: &Model, precision: Precision, n: i64) -> Config {
@@ -127,21 +133,17 @@ struct Step<'a> {
 }
 
 impl<'a> Step<'a> {
-    fn new(config: &'a Config, model: &'a Model, head: Head) -> Self {
+    /// `made`: the share of its rows that the last layer makes.
+    fn new(config: &'a Config, model: &'a Model, head: Head, made: f64) -> Self {
         let b = config.train.micro_batch() as f64;
         let t = b * config.data.sequence_length as f64;
-        let last = match head {
-            _ if !Encoder::chooses_rows(model, tch::Device::Cpu) => t,
-            Head::MaskedLm => (config.data.mask_probability * t).ceil(),
-            Head::Classification => b,
-        };
         Self {
             config,
             model,
             head,
             b,
             t,
-            last,
+            last: (made * t).round(),
             d: model.hidden_size as f64,
             f: model.intermediate_size as f64,
             e: if config.train.precision == Precision::Bf16 { 2.0 } else { 4.0 },
@@ -224,20 +226,21 @@ impl<'a> Step<'a> {
     /// and the output.
     fn inference(&self, tokens: f64) -> f64 {
         let n = self.config.data.sequence_length as f64;
-        let block = row_block(if self.e < 4.0 { tch::Kind::BFloat16 } else { tch::Kind::Float }) as f64;
+        let block = row_block(if self.e < 4.0 { Kind::BFloat16 } else { Kind::Float }) as f64;
         let at_work = ((block / n).floor().max(1.0) * n).min(tokens);
         let attention = &self.model.attention;
-        let key_rows = match attention.kind {
-            AttentionKind::Full => 2.0 * at_work,
-            AttentionKind::Linformer => 3.0 * at_work / n * attention.k.at(0, 0) as f64,
+        // Keys of a sequence; tensors that have as many rows as they.
+        let (keys, tensors) = match attention.kind {
+            AttentionKind::Full => (n, 2.0),
+            AttentionKind::Linformer => (attention.k.at(0, 0) as f64, 3.0),
         };
         // Scores and their softmax, which is made in fp32: in bf16 the scores once more.
         let stores_scores = attention.backend == AttentionBackend::Materialised;
-        let scores = at_work * n * self.model.num_attention_heads as f64 * if self.e < 4.0 { 10.0 } else { 8.0 };
+        let scores = at_work * keys * self.model.num_attention_heads as f64 * if self.e < 4.0 { 10.0 } else { 8.0 };
         let rows = if stores_scores { at_work } else { block.min(at_work) };
         let attended = self.e * rows * 2.0 * self.d + if stores_scores { self.e * rows * self.d + scores } else { 0.0 };
         let feed_forward = self.e * rows * (3.0 * self.d + self.f);
-        self.e * (2.0 * tokens + key_rows) * self.d + attended.max(feed_forward)
+        self.e * (2.0 * tokens + tensors * at_work / n * keys) * self.d + attended.max(feed_forward)
     }
 
     /// A layer's widest moment; or the logits of some rows, in fp32 too, with their logarithms.

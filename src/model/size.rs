@@ -59,18 +59,15 @@ pub fn distinct_projections(config: &Model) -> i64 {
 }
 
 /// Multiply-adds times two of a forward pass per token, at length `length`, the MLM head on a share `predicted` of the
-/// positions (0: no head). Products only, as is the custom; training costs three times as much. Every layer on every row.
-pub fn forward_flops_per_token(config: &Model, length: i64, predicted: f64) -> f64 {
-    let (d, n) = (config.hidden_size as f64, length as f64);
-    let layer = |index: usize| rows_products(config, index, n) + keys_products(config, index, n);
-    let layers: f64 = (0..config.num_hidden_layers as usize).map(layer).sum();
+/// positions (0: no head), the last layer on a share `made` of its rows ([`Encoder::share_made`]). Products only, as is the
+/// custom; training costs three times as much.
+pub fn forward_flops_per_token(config: &Model, length: i64, predicted: f64, made: f64) -> f64 {
+    let (d, n, count) = (config.hidden_size as f64, length as f64, config.num_hidden_layers as usize);
+    let layer =
+        |index: usize| if index + 1 == count { made } else { 1.0 } * rows_products(config, index, n) + keys_products(config, index, n);
+    let layers: f64 = (0..count).map(layer).sum();
     let head = predicted * (d * d + d * config.vocabulary() as f64);
     2.0 * (layers + head)
-}
-
-/// What of [`forward_flops_per_token`] is not computed where the last layer makes only a share `read` of its rows.
-pub fn spared_flops_per_token(config: &Model, length: i64, read: f64) -> f64 {
-    2.0 * (1.0 - read) * rows_products(config, config.num_hidden_layers as usize - 1, length as f64)
 }
 
 /// Multiply-adds per token of what a layer makes for each row by itself: queries, scores and weighted sum, output and

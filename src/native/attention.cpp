@@ -22,6 +22,21 @@ namespace {
 constexpr int64_t kBlock = 64;  // queries at a time
 constexpr int64_t kMultiple = 32;
 
+// MKL promises the same bits at every call for memory at multiples of 64 bytes, as libtorch's is, and not for other.
+template <class T>
+struct Aligned {
+  using value_type = T;
+  Aligned() = default;
+  template <class U>
+  Aligned(const Aligned<U>&) {}
+  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{64})); }
+  void deallocate(T* memory, size_t) { ::operator delete(memory, std::align_val_t{64}); }
+  friend bool operator==(const Aligned&, const Aligned&) { return true; }
+  friend bool operator!=(const Aligned&, const Aligned&) { return false; }
+};
+template <class T>
+using Scratch = std::vector<T, Aligned<T>>;
+
 int64_t filled(int64_t n) { return (n + kMultiple - 1) / kMultiple * kMultiple; }
 
 // A task is one head of one sequence.
@@ -93,8 +108,8 @@ void forward_pass(const Shape& s, const Tensor& q, const Tensor& k, const Tensor
   using T = Stored<E>;
   const int64_t columns = s.columns();
   over_heads<E>(s, [&](int64_t task) {
-    thread_local std::vector<T> keys, values, probabilities;
-    thread_local std::vector<float> scores, result;
+    thread_local Scratch<T> keys, values, probabilities;
+    thread_local Scratch<float> scores, result;
     keys.resize(s.head * columns), values.resize(columns * s.head), probabilities.resize(kBlock * columns);
     scores.resize(kBlock * columns), result.resize(kBlock * s.head);
     table<E>().pack_transposed(data<E>(k) + s.of_keys(task), s.width, keys.data(), s.head, s.keys, columns);
@@ -118,8 +133,8 @@ void backward_pass(const Shape& s, const Tensor& q, const Tensor& k, const Tenso
   using T = Stored<E>;
   const int64_t columns = s.columns();
   over_heads<E>(s, [&](int64_t task) {
-    thread_local std::vector<T> keys, keys_t, values_t, p, d_s, p_t, d_s_t, queries, d_outs;
-    thread_local std::vector<float> scores, d_p, d_q, d_k, d_v, dots;
+    thread_local Scratch<T> keys, keys_t, values_t, p, d_s, p_t, d_s_t, queries, d_outs;
+    thread_local Scratch<float> scores, d_p, d_q, d_k, d_v, dots;
     for (auto* m : {&keys, &keys_t, &values_t}) m->resize(columns * s.head);
     for (auto* m : {&p, &d_s, &p_t, &d_s_t}) m->resize(kBlock * columns);
     for (auto* m : {&queries, &d_outs}) m->resize(kBlock * s.head);

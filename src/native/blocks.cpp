@@ -87,6 +87,7 @@ Tensor column_sums(const Tensor& x_in) {
 }
 
 Tensor row_numbers(const Tensor& numbers_in, int64_t count) {
+  TORCH_CHECK(numbers_in.is_cpu(), "numbers of rows lie on the CPU");
   const Tensor numbers = numbers_in.contiguous();
   const int64_t* number = integers(numbers);
   for (int64_t i = 0, last = -1; i < numbers.numel(); last = number[i++])
@@ -94,33 +95,15 @@ Tensor row_numbers(const Tensor& numbers_in, int64_t count) {
   return numbers;
 }
 
-namespace {
-
-// copy(i) for every i, which moves `bytes`.
-template <class Copy>
-void for_each_row(int64_t count, int64_t bytes, Copy copy) {
-  at::parallel_for(0, count, std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(1, bytes)), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) copy(i);
-  });
-}
-
-}  // namespace
-
-Tensor take_rows(const Tensor& x_in, const Tensor& numbers) {
-  const Tensor x = x_in.contiguous(), out = at::empty({numbers.numel(), x.size(1)}, x.options());
-  const int64_t bytes = x.size(1) * x.element_size();
-  const char* from = static_cast<const char*>(x.const_data_ptr());
-  char* to = static_cast<char*>(out.data_ptr());
-  for_each_row(numbers.numel(), bytes, [&](int64_t i) { std::memcpy(to + i * bytes, from + integers(numbers)[i] * bytes, bytes); });
-  return out;
-}
-
+// By hand: index_copy_ takes three times as long.
 Tensor spread_rows(const Tensor& d_in, const Tensor& numbers, int64_t count) {
   const Tensor d = d_in.contiguous(), out = at::zeros({count, d.size(1)}, d.options());
   const int64_t bytes = d.size(1) * d.element_size();
   const char* from = static_cast<const char*>(d.const_data_ptr());
   char* to = static_cast<char*>(out.data_ptr());
-  for_each_row(numbers.numel(), bytes, [&](int64_t i) { std::memcpy(to + integers(numbers)[i] * bytes, from + i * bytes, bytes); });
+  over_rows(numbers.numel(), [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i++) std::memcpy(to + integers(numbers)[i] * bytes, from + i * bytes, bytes);
+  });
   return out;
 }
 

@@ -42,9 +42,7 @@ at::Tensor weight_gradient(const at::Tensor& d_y, const at::Tensor& x);
 // [rows, width] -> [width] in fp32: the gradient of a bias.
 at::Tensor column_sums(const at::Tensor& x);
 
-// Rows `numbers` [M] of x [R, width], one after the other; and the way back: rows of d [M, width] at their numbers among
-// `count` rows, zeros elsewhere.
-at::Tensor take_rows(const at::Tensor& x, const at::Tensor& numbers);
+// Rows of d [M, width] at their numbers [M] among `count` rows, zeros elsewhere: the way back of index_select.
 at::Tensor spread_rows(const at::Tensor& d, const at::Tensor& numbers, int64_t count);
 // Numbers of rows below `count`, contiguous: an error if they do not ascend.
 at::Tensor row_numbers(const at::Tensor& numbers, int64_t count);

@@ -14,7 +14,7 @@ struct Take : ag::Function<Take> {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     context->save_for_backward({numbers});
     context->saved_data["rows"] = x.size(0);
-    return linformer::take_rows(x, numbers);
+    return x.index_select(0, numbers);
   }
   static ag::variable_list backward(ag::AutogradContext* context, ag::variable_list d_outs) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
@@ -31,7 +31,7 @@ struct Spread : ag::Function<Spread> {
   }
   static ag::variable_list backward(ag::AutogradContext* context, ag::variable_list d_outs) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
-    return {linformer::take_rows(d_outs[0], context->get_saved_variables()[0]), Tensor(), Tensor()};
+    return {d_outs[0].index_select(0, context->get_saved_variables()[0]), Tensor(), Tensor()};
   }
 };
 

@@ -36,7 +36,7 @@ struct Heads : ag::Function<Heads> {
     const Tensor real = plan->keep.defined() && plan->e.defined() ? x * plan->keep.unsqueeze(-1).to(type) : x;
     const Tensor x_k = plan->e.defined() ? compress(plan->e, real) : x;
     const Tensor x_v = plan->f.defined() ? compress(plan->f, real) : x_k;
-    const Tensor asked = plan->numbers.defined() ? linformer::take_rows(x.view({-1, x.size(2)}), plan->numbers) : x;
+    const Tensor asked = plan->numbers.defined() ? x.view({-1, x.size(2)}).index_select(0, plan->numbers) : x;
     const Tensor q = at::linear(asked, plan->q, b_q.to(type)), k = at::linear(x_k, plan->k, b_k.to(type)), v = at::linear(x_v, plan->v, b_v.to(type));
     const Tensor mask_of_keys = plan->e.defined() ? Tensor() : plan->keep;
     const auto attended = linformer::attend(q, k, v, mask_of_keys, plan->heads, plan->mask, {x.size(1), plan->numbers});

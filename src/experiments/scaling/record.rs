@@ -118,7 +118,7 @@ fn work_of(config: &Config, origins: &Origins) -> Result<(f64, f64)> {
         None => (Head::MaskedLm, config.data.mask_probability),
     };
     let parameters: i64 = parameters_by_part(&model, head).iter().map(|(_, count)| count).sum();
-    Ok((parameters as f64, 3.0 * forward_flops_per_token(&model, n, predicted) * n as f64))
+    Ok((parameters as f64, 3.0 * forward_flops_per_token(&model, n, predicted, 1.0) * n as f64))
 }
 
 fn read_sums(file: &Path) -> Result<Vec<Timing>> {
