@@ -225,26 +225,27 @@ fn efficiency_measures_time_and_memory_and_leaves_out_what_does_not_fit() {
     let record = lab.json("out/efficiency.json");
     let cells = record["cells"].as_array().unwrap();
     let names: Vec<String> = cells.iter().map(|c| format!("{} {}", c["n"], c["attention"].as_str().unwrap())).collect();
-    assert_eq!(names, ["128 materialised", "128 fused", "128 k=16", "512 materialised", "512 fused", "512 k=16", "512 k=256"]);
-    // 512 x 512 scores of two heads, twice, in fp32, are 4 MiB: over the limit of 3.
-    assert_eq!(cells[3]["seconds"].as_array().unwrap().len(), 0);
-    assert!(cells[5]["seconds"].as_array().unwrap().len() == 2 && cells[5]["microseconds_per_token"].as_f64().unwrap() > 0.0);
-    assert!(cells[5]["bytes"].as_f64().is_some(), "memory was not measured");
-    assert!(lab.path("out/time_per_token.svg").exists() && lab.path("out/time_per_token.png").exists());
-    let numbers = |cell: &Value, key: &str| cell[key].as_array().unwrap().len();
-    assert!(
-        numbers(&cells[5], "floor_seconds") > 0
-            && cells[5]["over_floor"].as_f64().unwrap() > 0.0
-            && numbers(&cells[4], "floor_seconds") == 0
-    );
-    // Another n joins the rows that are there; other settings measure anew.
-    lab.ok(&["efficiency", "e.json", "n=[64]"]);
-    let more = lab.json("out/efficiency.json");
-    assert_eq!(more["efficiency"]["n"], json!([64, 128, 512]));
+    let of_512 = ["512 materialised", "512 fused", "512 k=16", "512 k=16 stored", "512 k=256", "512 k=256 stored"];
+    assert_eq!(names, [&["128 materialised", "128 fused", "128 k=16", "128 k=16 stored"][..], &of_512[..]].concat());
     let of = |record: &Value, n: i64, attention: &str| {
         let cells = record["cells"].as_array().unwrap().clone();
         cells.into_iter().find(|c| c["n"] == n && c["attention"] == attention).unwrap()
     };
+    let numbers = |attention: &str, key: &str| of(&record, 512, attention)[key].as_array().unwrap().len();
+    // 512 x 512 scores of two heads, twice, in fp32, are 4 MiB: over the limit of 3.
+    assert_eq!(numbers("materialised", "seconds"), 0);
+    let ours = of(&record, 512, "k=16");
+    assert!(numbers("k=16", "seconds") == 2 && ours["microseconds_per_token"].as_f64().unwrap() > 0.0);
+    assert!(ours["bytes"].as_f64().is_some(), "memory was not measured");
+    // Scores of 512 x 16 of two heads, and their softmax.
+    let more = of(&record, 512, "k=16 stored")["computed_bytes"].as_f64().unwrap() - ours["computed_bytes"].as_f64().unwrap();
+    assert!(more > 0.0 && numbers("k=16 stored", "seconds") == 2, "{more}");
+    assert!(lab.path("out/time_per_token.svg").exists() && lab.path("out/time_per_token.png").exists());
+    assert!(numbers("k=16", "floor_seconds") > 0 && ours["over_floor"].as_f64().unwrap() > 0.0 && numbers("fused", "floor_seconds") == 0);
+    // Another n joins the rows that are there; other settings measure anew.
+    lab.ok(&["efficiency", "e.json", "n=[64]"]);
+    let more = lab.json("out/efficiency.json");
+    assert_eq!(more["efficiency"]["n"], json!([64, 128, 512]));
     assert_eq!(of(&more, 512, "k=16")["seconds"], of(&record, 512, "k=16")["seconds"]);
     // Scores of 512 x 512 do not fit: their time follows from the two lengths that were measured.
     let stored = of(&more, 512, "materialised");
@@ -264,6 +265,12 @@ fn efficiency_measures_time_and_memory_and_leaves_out_what_does_not_fit() {
         assert_eq!(training["floor_seconds"].as_array().unwrap().len(), 0);
     }
     assert!(lab.read("training/time_per_token.svg").contains("Forward and backward pass"));
+    // Times of another program do not stand beside this one's.
+    let mut foreign = lab.json("training/efficiency.json");
+    foreign["environment"]["program_sha256"] = json!("0");
+    lab.write("training/efficiency.json", foreign.to_string());
+    lab.ok(&["efficiency", "e.json", "pass=forward_backward", "largest_gib=1", "out=training", "n=[128]"]);
+    assert_eq!(lab.json("training/efficiency.json")["efficiency"]["n"], json!([128]));
     lab.ok(&["efficiency", "e.json", "n=[64]", "tokens=64", "k=[16]"]);
     assert_eq!(lab.json("out/efficiency.json")["efficiency"]["n"], json!([64]));
     let refused = lab.run(&["efficiency", "e.json", "token=5"]);

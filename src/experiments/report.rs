@@ -206,14 +206,11 @@ impl Report {
     fn perplexity_by_tokens(&self) -> Option<LineChart> {
         let mut runs: Vec<&Run> = self.runs.iter().filter(|r| r.text("kind") == "pretrain").collect();
         runs.sort_by(|a, b| cost(&b.summary["model"]).total_cmp(&cost(&a.summary["model"])));
-        let mut series: Vec<Series> = runs
-            .iter()
-            .map(|r| Series { name: r.text("name"), points: r.curve("valid", "tokens", "perplexity"), reference: false, marked: false })
-            .collect();
+        let mut series: Vec<Series> = runs.iter().map(|r| Series::line(r.text("name"), r.curve("valid", "tokens", "perplexity"))).collect();
         let ends = |s: &Series| s.points.last().map(|p| p.0);
         let (last, unigram) = (series.iter().filter_map(ends).fold(0.0, f64::max), self.unigram()?);
         let first = series.iter().filter_map(|s| s.points.first().map(|p| p.0)).fold(f64::INFINITY, f64::min);
-        series.push(Series { name: "unigram".into(), points: vec![(first, unigram), (last, unigram)], reference: true, marked: false });
+        series.push(Series::line("unigram", vec![(first, unigram), (last, unigram)]).reference());
         Some(LineChart {
             title: "Masked-LM pretraining".into(),
             x: "tokens".into(),
@@ -240,7 +237,7 @@ impl Report {
             .into_iter()
             .map(|(name, mut points)| {
                 points.sort_by(|a, b| a.0.total_cmp(&b.0));
-                Series { name, points, reference: false, marked: true }
+                Series::marked(name, points)
             })
             .collect();
         if series.is_empty() {
@@ -248,7 +245,7 @@ impl Report {
         }
         for figure in FIGURE_3 {
             let points = figure.linformer.iter().map(|(k, p)| (*k as f64 / figure.n as f64, p / figure.full)).collect();
-            series.push(Series { name: format!("paper, n = {}", figure.n), points, reference: true, marked: true });
+            series.push(Series::marked(format!("paper, n = {}", figure.n), points).reference());
         }
         Some(LineChart {
             title: "Projected dimension".into(),

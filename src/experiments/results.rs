@@ -38,6 +38,9 @@ pub struct Results {
     pub programs: Vec<String>,
     /// Runs that the file asks for; fewer are below when it was broken off.
     pub wanted: usize,
+    /// Learning rates of the grid that [`Results::with_rates_chosen`] chose from.
+    #[serde(skip)]
+    pub rates: BTreeSet<String>,
     pub runs: Vec<RunResult>,
 }
 
@@ -81,7 +84,9 @@ pub struct Group {
     pub against: Option<Comparison>,
     /// Mean curve over the seeds that have the point.
     pub curve: Vec<(f64, f64)>,
-    /// Tokens until the loss lies this far below the unigrams'; None: never, in some run.
+    /// (tokens, lowest, highest) of its points, of more seeds than one.
+    pub spread: Vec<(f64, f64, f64)>,
+    /// Tokens from which on the loss stays half a nat below the unigrams'; None: never, in some run.
     pub plateau_tokens: Option<Estimate>,
     pub tokens_per_second: Option<f64>,
     /// Half of the runs or more are nearly as fast as the fastest: other work on the machine did not slow them down.
@@ -102,8 +107,9 @@ pub struct Comparison {
     pub paper: Option<f64>,
 }
 
-/// A model within so many nats of the unigram loss has learned nothing from context.
-const PLATEAU_MARGIN: f64 = 0.1;
+/// Nats below the unigram loss from which on a model has more than the neighbours of a mask: before, curves lie flat and come
+/// back.
+const PLATEAU_MARGIN: f64 = 0.5;
 /// Share of the fastest run's speed.
 const STEADY: f64 = 0.8;
 /// Keys that say where and how fast a run ran, not what.
@@ -133,6 +139,7 @@ pub fn collect(sweep: &Sweep) -> Result<Results> {
         programs: programs(&environments),
         environment: environments.into_iter().next().unwrap_or_default(),
         wanted: sweep.runs.len(),
+        rates: BTreeSet::new(),
         runs,
     })
 }
@@ -244,6 +251,7 @@ impl Results {
             return self;
         }
         let missing = self.wanted.saturating_sub(self.runs.len());
+        self.rates = self.runs.iter().map(|r| r.settings["learning_rate"].to_string()).collect();
         self.runs.retain(|r| chosen.get(&without_rate(&r.group)) == Some(&r.settings["learning_rate"].to_string()));
         self.wanted = self.runs.len() + missing;
         for run in &mut self.runs {
@@ -305,7 +313,8 @@ impl Results {
             seeds: pairs.iter().map(|p| p.0).collect(),
             values,
             against: first.against.as_ref().and_then(|other| self.compare(name, other, first.paper)),
-            curve: mean_curve(&runs),
+            curve: of_curve(&runs, |values| values.iter().sum::<f64>() / values.len() as f64),
+            spread: spread(&runs),
             plateau_tokens: self.plateau(&runs),
             tokens_per_second: match self.programs.is_empty() {
                 true => median(&speeds).or_else(|| Estimate::of(&of_summary("tokens_per_second")).map(|e| e.mean)),
@@ -331,11 +340,12 @@ impl Results {
         (!a.is_empty()).then(|| Comparison { other: other.into(), test: Test::paired(&a, &b), difference, paper })
     }
 
-    /// Tokens until a run has left the unigram plateau.
+    /// Tokens from which on a run has left the unigram plateau for good.
     fn plateau(&self, runs: &[&RunResult]) -> Option<Estimate> {
         let left = |r: &&RunResult| {
             let limit = r.summary["unigram_perplexity"].as_f64()?.ln() - PLATEAU_MARGIN;
-            r.curve.iter().find(|p| p.value < limit).map(|p| p.tokens)
+            let after = r.curve.iter().rposition(|p| p.value >= limit).map_or(0, |last| last + 1);
+            r.curve.get(after).map(|p| p.tokens)
         };
         let all: Vec<f64> = runs.iter().filter_map(left).collect();
         (all.len() == runs.len()).then(|| Estimate::of(&all)).flatten()
@@ -349,13 +359,24 @@ fn without_rate(group: &str) -> String {
     before.to_string() + after.find('_').map_or("", |at| &after[at..])
 }
 
-/// (tokens, value), the mean over the runs that have the step.
-fn mean_curve(runs: &[&RunResult]) -> Vec<(f64, f64)> {
-    let mut by_step: BTreeMap<u64, Vec<Point>> = BTreeMap::new();
-    runs.iter().flat_map(|r| &r.curve).for_each(|p| by_step.entry(p.step).or_default().push(*p));
-    let mean = |points: &[Point], of: fn(&Point) -> f64| points.iter().map(of).sum::<f64>() / points.len() as f64;
-    let full = by_step.values().filter(|points| points.len() == runs.len());
-    full.map(|points| (mean(points, |p| p.tokens), mean(points, |p| p.value))).collect()
+/// (mean tokens, something of the values) at each step that all runs have.
+fn of_curve<T>(runs: &[&RunResult], of: impl Fn(&[f64]) -> T) -> Vec<(f64, T)> {
+    let mut by_step: BTreeMap<u64, (f64, Vec<f64>)> = BTreeMap::new();
+    for point in runs.iter().flat_map(|r| &r.curve) {
+        let (tokens, values) = by_step.entry(point.step).or_default();
+        *tokens += point.tokens;
+        values.push(point.value);
+    }
+    let full = by_step.into_values().filter(|(_, values)| values.len() == runs.len());
+    full.map(|(tokens, values)| (tokens / runs.len() as f64, of(&values))).collect()
+}
+
+fn spread(runs: &[&RunResult]) -> Vec<(f64, f64, f64)> {
+    if runs.len() < 2 {
+        return Vec::new();
+    }
+    let ends = of_curve(runs, |values| values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v))));
+    ends.into_iter().map(|(tokens, (low, high))| (tokens, low, high)).collect()
 }
 
 #[cfg(test)]
@@ -375,7 +396,7 @@ mod tests {
             settings: Value::Null,
             summary: json!({"loss": loss, "unigram_perplexity": 20.0, "tokens_per_second": 10.0}),
             curve: vec![
-                Point { step: 1, tokens: 64.0, value: 3.0 },
+                Point { step: 1, tokens: 64.0, value: 2.2 },
                 Point { step: 2, tokens: 128.0, value: if seed == 0 { 2.7 } else { 2.95 } },
                 Point { step: 3, tokens: 192.0, value: loss },
             ],
@@ -394,6 +415,7 @@ mod tests {
             environment: Value::Null,
             programs: Vec::new(),
             wanted: 5,
+            rates: BTreeSet::new(),
             runs,
         }
     }
@@ -452,7 +474,8 @@ mod tests {
     #[test]
     fn a_plateau_is_left_by_all_or_not() {
         let group = results().group("full").unwrap();
-        assert_eq!(group.plateau_tokens.unwrap().mean, 160.0);
+        assert_eq!(group.plateau_tokens.unwrap().mean, 192.0, "at 64 it came back");
+        assert_eq!(group.spread[1], (128.0, 2.7, 2.95));
         assert_eq!(results().group("k8").unwrap().plateau_tokens, None, "seed 2 never left it");
         assert_eq!(group.curve.len(), 3);
     }

@@ -107,11 +107,10 @@ pub fn draw(record: &Value, out: &Path) -> Result<String> {
 
 /// Loss against the shift.
 pub fn plot(record: &Value) -> LineChart {
-    let series = |model: &Value| Series {
-        name: model["name"].as_str().unwrap_or_default().into(),
-        points: model["moved"].as_array().into_iter().flatten().filter_map(|m| m["by"].as_f64().zip(m["loss"]["mean"].as_f64())).collect(),
-        reference: false,
-        marked: true,
+    let series = |model: &Value| {
+        let moved = || model["moved"].as_array().into_iter().flatten();
+        let points = moved().filter_map(|m| m["by"].as_f64().zip(m["loss"]["mean"].as_f64())).collect();
+        Series::marked(model["name"].as_str().unwrap_or_default(), points)
     };
     LineChart {
         title: "The same text, moved".into(),
@@ -143,7 +142,7 @@ pub fn table(record: &Value) -> String {
     align(rows)
         + &format!(
             "{} sequences of {} tokens from {}; mean ± standard error over sequences, in nats.\n",
-            looked["sequences"],
+            record["models"][0]["loss"]["count"],
             looked["length"],
             looked["text"].as_str().unwrap_or_default()
         )

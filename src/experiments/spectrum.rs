@@ -278,12 +278,12 @@ pub fn curve(records: &[&Value]) -> LineChart {
         let count = curves.first().map_or(0, Vec::len);
         let mean = |j: usize| curves.iter().map(|c| c[j]).sum::<f64>() / curves.len().max(1) as f64;
         let points = (0..count).map(|j| ((j + 1) as f64 / count as f64, mean(j))).collect();
-        Series { name: record["name"].as_str().unwrap_or_default().into(), points, reference: false, marked: false }
+        Series::line(record["name"].as_str().unwrap_or_default(), points)
     };
     let mut series: Vec<Series> = records.iter().map(series).collect();
     // Read off the paper's Figure 1, index 128 of 512: (text, 12 layers, 24 layers).
     for (name, base, large) in [("paper, Wiki103 (12 and 24 layers)", 0.92, 0.89), ("paper, IMDB (12 and 24 layers)", 0.93, 0.91)] {
-        series.push(Series { name: name.into(), points: vec![(0.25, base), (0.25, large)], reference: true, marked: true });
+        series.push(Series::marked(name, vec![(0.25, base), (0.25, large)]).reference());
     }
     LineChart {
         title: "Singular values of attention".into(),

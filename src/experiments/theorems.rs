@@ -345,13 +345,13 @@ pub fn plot(record: &Value, theorem: u64) -> LineChart {
         let Some(point) = line["k"].as_f64().zip(line[key]["mean"].as_f64()) else { continue };
         match series.iter_mut().find(|s| s.name == form) {
             Some(series) => series.points.push(point),
-            None => series.push(Series { name: form.into(), points: vec![point], reference: false, marked: true }),
+            None => series.push(Series::marked(form, vec![point])),
         }
     }
     let mut bounds: Vec<(f64, f64)> = lines.iter().filter_map(|l| l["k"].as_f64().zip(l["bound"].as_f64())).collect();
     bounds.dedup();
     if !bounds.is_empty() {
-        series.push(Series { name: "bound".into(), points: bounds, reference: true, marked: true });
+        series.push(Series::marked("bound", bounds).reference());
     }
     LineChart {
         title: format!("Theorem {theorem}: {}", record["name"].as_str().unwrap_or_default()),
@@ -365,7 +365,8 @@ pub fn plot(record: &Value, theorem: u64) -> LineChart {
 
 /// One line a form and k.
 pub fn table(record: &Value) -> String {
-    let header = ["form", "k", "relative error", "as in theorem 2", "95 % below", "bound"].map(str::to_string).to_vec();
+    let header =
+        ["form", "k", "error / norm", "error / (|softmax(s)| |V|)", "95 % of what is bounded below", "bound"].map(str::to_string).to_vec();
     let estimate = |v: &Value| serde_json::from_value::<Estimate>(v.clone()).map_or("-".into(), |e| e.text(4));
     let row = |l: &Value| {
         vec![
@@ -381,7 +382,7 @@ pub fn table(record: &Value) -> String {
     let at = |i: usize| record["bound"][i]["k"].as_f64().unwrap_or(f64::NAN);
     align(std::iter::once(header).chain(lines).collect())
         + &format!(
-            "The bound 5 ln n / (eps^2 - eps^3) at n = {}: k = {:.0} for eps = 0.5, and none below k = {:.0}. Mean ± standard error over {} sequences; an answer of zeros has a relative error of 1.\n",
+            "The bound 5 ln n / (eps^2 - eps^3) at n = {}: k = {:.0} for eps = 0.5, and none below k = {:.0}. Mean ± standard error over {} sequences; an answer of zeros has an error of 1 over its norm. Theorem 1 bounds the error over the norm of P w, theorem 2 that over |softmax(s)| |V|; none: at this k the bound gives no error.\n",
             record["n"],
             at(0),
             at(1),

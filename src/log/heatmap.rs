@@ -30,14 +30,15 @@ fn colour(share: f64) -> RGBColor {
 }
 
 impl Chart for HeatMap {
-    fn draw<B: DrawingBackend>(&self, area: DrawingArea<B, Shift>) -> Drawn {
+    fn draw<B: DrawingBackend>(&self, area: DrawingArea<B, Shift>, scale: u32) -> Drawn {
         area.fill(&WHITE).map_err(failed)?;
         let (rows, columns) = (self.rows.len().max(1), self.rows.iter().map(Vec::len).max().unwrap_or(1).max(1));
         let values = self.rows.iter().flatten().filter(|v| v.is_finite());
         let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
         let share = |v: f64| if high > low { (v - low) / (high - low) } else { 0.5 };
         let title = if low.is_finite() { format!("{}  ({low:.3} dark to {high:.3} light)", self.title) } else { self.title.clone() };
-        let mut chart = frame(&area, &title).build_cartesian_2d(-0.5..columns as f64 - 0.5, 0.5 - rows as f64..0.5).map_err(failed)?;
+        let mut chart =
+            frame(&area, &title, scale).build_cartesian_2d(-0.5..columns as f64 - 0.5, 0.5 - rows as f64..0.5).map_err(failed)?;
         let whole = |v: &f64| if v.fract().abs() < 1e-6 { format!("{:.0}", v.abs()) } else { String::new() };
         chart
             .configure_mesh()
@@ -46,8 +47,8 @@ impl Chart for HeatMap {
             .y_labels(rows + 2)
             .x_desc(&self.x)
             .y_desc(&self.y)
-            .axis_desc_style((FONT, 17))
-            .label_style((FONT, 15))
+            .axis_desc_style((FONT, 17 * scale))
+            .label_style((FONT, 15 * scale))
             .x_label_formatter(&whole)
             .y_label_formatter(&whole)
             .draw()
@@ -61,7 +62,7 @@ impl Chart for HeatMap {
                 chart.draw_series([cell]).map_err(failed)?;
                 if !crowded {
                     let ink = if part < 0.6 { WHITE } else { BLACK };
-                    let style = (FONT, 14).into_font().color(&ink).pos(plotters::style::text_anchor::Pos::new(
+                    let style = (FONT, 14 * scale).into_font().color(&ink).pos(plotters::style::text_anchor::Pos::new(
                         plotters::style::text_anchor::HPos::Center,
                         plotters::style::text_anchor::VPos::Center,
                     ));

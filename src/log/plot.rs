@@ -5,13 +5,16 @@ use plotters::coord::ranged1d::{AsRangedCoord, KeyPointHint, Ranged};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::{register_font, FontStyle};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Once;
 
 const SIZE: (u32, u32) = (900, 540);
+/// Pixels of a PNG for each unit of [`SIZE`]: letters are set on whole pixels, and at one they stand unevenly.
+const PNG_SCALE: u32 = 2;
 pub(super) const FONT: &str = "report";
-/// Grey, for what was not measured here.
-const REFERENCE: RGBColor = RGBColor(120, 120, 120);
+/// Greys, for what was not measured here.
+const REFERENCES: [RGBColor; 3] = [RGBColor(120, 120, 120), RGBColor(60, 60, 60), RGBColor(175, 175, 175)];
 /// The first seven are colour-blind safe (Okabe and Ito).
 const COLOURS: [RGBColor; 12] = [
     RGBColor(0, 0, 0),
@@ -29,14 +32,30 @@ const COLOURS: [RGBColor; 12] = [
 ];
 
 /// One curve.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Series {
     pub name: String,
     pub points: Vec<(f64, f64)>,
+    /// (x, lowest, highest): shaded behind the curve.
+    pub band: Vec<(f64, f64, f64)>,
     /// Grey and thin: a reference that was not measured here.
     pub reference: bool,
     /// Points are marked as well as joined.
     pub marked: bool,
+}
+
+impl Series {
+    pub fn line(name: impl Into<String>, points: Vec<(f64, f64)>) -> Self {
+        Self { name: name.into(), points, ..Self::default() }
+    }
+
+    pub fn marked(name: impl Into<String>, points: Vec<(f64, f64)>) -> Self {
+        Self { marked: true, ..Self::line(name, points) }
+    }
+
+    pub fn reference(self) -> Self {
+        Self { reference: true, ..self }
+    }
 }
 
 /// A chart of curves.
@@ -76,17 +95,18 @@ pub(super) fn failed(error: impl std::fmt::Display) -> PlotError {
 
 /// Something that can be drawn to a file or to text.
 pub trait Chart {
-    fn draw<B: DrawingBackend>(&self, area: DrawingArea<B, Shift>) -> Drawn;
+    /// Every length is so many times that of [`SIZE`].
+    fn draw<B: DrawingBackend>(&self, area: DrawingArea<B, Shift>, scale: u32) -> Drawn;
 
     /// Writes `path` with the extension png, and gives the same chart as SVG.
     fn render(&self, path: &Path) -> Result<String, PlotError> {
         use_own_font();
         // The backend knows the format by the name.
         let (png, aside) = (path.with_extension("png"), path.with_extension("tmp.png"));
-        self.draw(BitMapBackend::new(&aside, SIZE).into_drawing_area())?;
+        self.draw(BitMapBackend::new(&aside, (SIZE.0 * PNG_SCALE, SIZE.1 * PNG_SCALE)).into_drawing_area(), PNG_SCALE)?;
         std::fs::rename(&aside, &png).map_err(failed)?;
         let mut svg = String::new();
-        self.draw(SVGBackend::with_string(&mut svg, SIZE).into_drawing_area())?;
+        self.draw(SVGBackend::with_string(&mut svg, SIZE).into_drawing_area(), 1)?;
         // Text of the SVG is set in what the reader's browser has.
         let svg = svg.replace(&format!("font-family=\"{FONT}\""), "font-family=\"Open Sans, Helvetica, Arial, sans-serif\"");
         replace(&path.with_extension("svg"), svg.as_bytes()).map_err(failed)?;
@@ -103,30 +123,46 @@ fn use_own_font() {
     });
 }
 
-fn colour(series: &Series, index: usize) -> RGBColor {
-    if series.reference {
-        REFERENCE
-    } else {
-        COLOURS[index % COLOURS.len()]
-    }
+/// The colour of each series: greys and colours in turns of their own.
+fn colours(series: &[Series]) -> Vec<RGBColor> {
+    let (mut greys, mut others) = (REFERENCES.iter().cycle(), COLOURS.iter().cycle());
+    series.iter().filter_map(|s| if s.reference { greys.next() } else { others.next() }).copied().collect()
 }
 
 impl Chart for LineChart {
-    fn draw<B: DrawingBackend>(&self, area: DrawingArea<B, Shift>) -> Drawn {
-        let (x, y) = (self.range(|p| p.0, self.log_x, 0.0), self.range(|p| p.1, self.log_y, 0.06));
+    fn draw<B: DrawingBackend>(&self, area: DrawingArea<B, Shift>, scale: u32) -> Drawn {
+        let (x, mut y) = (self.x_range(), self.y_range());
+        let (mut legend, hidden) = self.legend_position(&x, &y);
+        if hidden > 0 {
+            // No free place: one is made above the curves.
+            let taller = y.start..if self.log_y { y.end * (y.end / y.start).powf(0.4) } else { y.end + 0.4 * (y.end - y.start) };
+            let (place, still_hidden) = self.legend_position(&x, &taller);
+            if still_hidden < hidden {
+                (legend, y) = (place, taller);
+            }
+        }
+        let draw = Drawing { chart: self, scale, legend };
         match (self.log_x, self.log_y) {
-            (false, false) => self.draw_on(area, x, y),
-            (true, false) => self.draw_on(area, (x.start..x.end).log_scale(), y),
-            (false, true) => self.draw_on(area, x, (y.start..y.end).log_scale()),
-            (true, true) => self.draw_on(area, (x.start..x.end).log_scale(), (y.start..y.end).log_scale()),
+            (false, false) => draw.on(area, x, y),
+            (true, false) => draw.on(area, (x.start..x.end).log_scale(), y),
+            (false, true) => draw.on(area, x, (y.start..y.end).log_scale()),
+            (true, true) => draw.on(area, (x.start..x.end).log_scale(), (y.start..y.end).log_scale()),
         }
     }
 }
 
 impl LineChart {
-    fn range(&self, of: impl Fn(&(f64, f64)) -> f64, log: bool, margin: f64) -> std::ops::Range<f64> {
-        let values: Vec<f64> = self.series.iter().flat_map(|s| s.points.iter().map(&of)).filter(|v| v.is_finite()).collect();
-        let (low, high) = values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
+    fn x_range(&self) -> Range<f64> {
+        Self::range(self.series.iter().flat_map(|s| s.points.iter().map(|p| p.0)), self.log_x, 0.0)
+    }
+
+    fn y_range(&self) -> Range<f64> {
+        let of = |s: &Series| s.points.iter().map(|p| p.1).chain(s.band.iter().flat_map(|b| [b.1, b.2])).collect::<Vec<_>>();
+        Self::range(self.series.iter().flat_map(of), self.log_y, 0.06)
+    }
+
+    fn range(values: impl Iterator<Item = f64>, log: bool, margin: f64) -> Range<f64> {
+        let (low, high) = values.filter(|v| v.is_finite()).fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
         if !low.is_finite() {
             return if log { 1.0..10.0 } else { 0.0..1.0 };
         }
@@ -138,49 +174,13 @@ impl LineChart {
         low - width * margin..high + width * margin
     }
 
-    fn draw_on<B, X, Y>(&self, area: DrawingArea<B, Shift>, x: X, y: Y) -> Drawn
-    where
-        B: DrawingBackend,
-        X: AsRangedCoord<Value = f64>,
-        Y: AsRangedCoord<Value = f64>,
-        X::CoordDescType: plotters::coord::ranged1d::ValueFormatter<f64>,
-        Y::CoordDescType: plotters::coord::ranged1d::ValueFormatter<f64>,
-    {
-        area.fill(&WHITE).map_err(failed)?;
-        let mut chart = frame(&area, &self.title).build_cartesian_2d(x, y).map_err(failed)?;
-        chart
-            .configure_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(RGBColor(225, 225, 225))
-            .x_desc(&self.x)
-            .y_desc(&self.y)
-            .axis_desc_style((FONT, 17))
-            .label_style((FONT, 15))
-            .x_label_formatter(&short)
-            .y_label_formatter(&short)
-            .draw()
-            .map_err(failed)?;
-        for (i, series) in self.series.iter().enumerate() {
-            let colour = colour(series, i);
-            let stroke = colour.stroke_width(if series.reference { 1 } else { 2 });
-            let line = chart.draw_series(LineSeries::new(series.points.iter().copied(), stroke)).map_err(failed)?;
-            line.label(legend_name(&series.name)).legend(move |(x, y)| PathElement::new([(x, y), (x + 22, y)], stroke));
-            if series.marked {
-                chart.draw_series(series.points.iter().map(|p| Circle::new(*p, 4, colour.filled()))).map_err(failed)?;
-            }
-        }
-        draw_legend(&mut chart, self.legend_position())?;
-        area.present().map_err(failed)
-    }
-
-    /// The place at the edge where the legend hides the least of the curves.
-    fn legend_position(&self) -> SeriesLabelPosition {
-        let (x, y) = (self.range(|p| p.0, self.log_x, 0.0), self.range(|p| p.1, self.log_y, 0.06));
-        let share = |v: f64, range: &std::ops::Range<f64>, log: bool| match log {
+    /// The place at the edge where the legend hides the least of the curves, and how many points of them it hides there.
+    fn legend_position(&self, x: &Range<f64>, y: &Range<f64>) -> (SeriesLabelPosition, usize) {
+        let share = |v: f64, range: &Range<f64>, log: bool| match log {
             true => (v / range.start).ln() / (range.end / range.start).ln(),
             false => (v - range.start) / (range.end - range.start),
         };
-        let place = |p: &(f64, f64)| (share(p.0, &x, self.log_x), share(p.1, &y, self.log_y));
+        let place = |p: &(f64, f64)| (share(p.0, x, self.log_x), share(p.1, y, self.log_y));
         // Points along the lines, not their ends alone.
         let mut along = Vec::new();
         for series in self.series.iter().filter(|s| !s.reference) {
@@ -211,17 +211,69 @@ impl LineChart {
             (middle, top, SeriesLabelPosition::UpperMiddle),
             (middle, 0.0, SeriesLabelPosition::LowerMiddle),
         ];
-        let [first, rest @ ..] = places;
-        rest.into_iter().fold(first, |best, other| if hidden(other.0, other.1) < hidden(best.0, best.1) { other } else { best }).2
+        let [first, rest @ ..] = places.map(|(left, below, position)| (position, hidden(left, below)));
+        rest.into_iter().fold(first, |best, other| if other.1 < best.1 { other } else { best })
+    }
+}
+
+/// A line chart that is being drawn.
+struct Drawing<'a> {
+    chart: &'a LineChart,
+    scale: u32,
+    legend: SeriesLabelPosition,
+}
+
+impl Drawing<'_> {
+    fn on<B, X, Y>(self, area: DrawingArea<B, Shift>, x: X, y: Y) -> Drawn
+    where
+        B: DrawingBackend,
+        X: AsRangedCoord<Value = f64>,
+        Y: AsRangedCoord<Value = f64>,
+        X::CoordDescType: plotters::coord::ranged1d::ValueFormatter<f64>,
+        Y::CoordDescType: plotters::coord::ranged1d::ValueFormatter<f64>,
+    {
+        let Self { chart: LineChart { title, x: x_name, y: y_name, series: all, .. }, scale, legend } = self;
+        area.fill(&WHITE).map_err(failed)?;
+        let mut chart = frame(&area, title, scale).build_cartesian_2d(x, y).map_err(failed)?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(RGBColor(225, 225, 225))
+            .x_desc(x_name)
+            .y_desc(y_name)
+            .axis_desc_style((FONT, 17 * scale))
+            .label_style((FONT, 15 * scale))
+            .x_label_formatter(&short)
+            .y_label_formatter(&short)
+            .draw()
+            .map_err(failed)?;
+        let colours = colours(all);
+        // Bands first: no curve lies behind one.
+        for (series, colour) in all.iter().zip(&colours).filter(|(s, _)| s.band.len() > 1) {
+            let (there, back) = (series.band.iter().map(|b| (b.0, b.1)), series.band.iter().rev().map(|b| (b.0, b.2)));
+            chart.draw_series([Polygon::new(there.chain(back).collect::<Vec<_>>(), colour.mix(0.15))]).map_err(failed)?;
+        }
+        for (series, colour) in all.iter().zip(colours) {
+            let stroke = colour.stroke_width(scale * if series.reference { 1 } else { 2 });
+            let line = chart.draw_series(LineSeries::new(series.points.iter().copied(), stroke)).map_err(failed)?;
+            let width = 22 * scale as i32;
+            line.label(legend_name(&series.name)).legend(move |(x, y)| PathElement::new([(x, y), (x + width, y)], stroke));
+            if series.marked {
+                chart.draw_series(series.points.iter().map(|p| Circle::new(*p, 4 * scale, colour.filled()))).map_err(failed)?;
+            }
+        }
+        draw_legend(&mut chart, legend, scale)?;
+        area.present().map_err(failed)
     }
 }
 
 impl Chart for BarChart {
-    fn draw<B: DrawingBackend>(&self, area: DrawingArea<B, Shift>) -> Drawn {
+    fn draw<B: DrawingBackend>(&self, area: DrawingArea<B, Shift>, scale: u32) -> Drawn {
         area.fill(&WHITE).map_err(failed)?;
         let groups = self.groups.len().max(1) as f64;
-        let mut chart =
-            frame(&area, &self.title).build_cartesian_2d(GroupAxis(groups as usize), self.y_range.0..self.y_range.1).map_err(failed)?;
+        let mut chart = frame(&area, &self.title, scale)
+            .build_cartesian_2d(GroupAxis(groups as usize), self.y_range.0..self.y_range.1)
+            .map_err(failed)?;
         let name = |x: &f64| self.groups.get(x.floor() as usize).map(|(name, _)| name.clone()).unwrap_or_default();
         chart
             .configure_mesh()
@@ -229,8 +281,8 @@ impl Chart for BarChart {
             .light_line_style(TRANSPARENT)
             .bold_line_style(RGBColor(225, 225, 225))
             .y_desc(&self.y)
-            .axis_desc_style((FONT, 17))
-            .label_style((FONT, 14))
+            .axis_desc_style((FONT, 17 * scale))
+            .label_style((FONT, 14 * scale))
             .x_label_formatter(&name)
             .y_label_formatter(&short)
             .draw()
@@ -244,34 +296,34 @@ impl Chart for BarChart {
                 Some(Rectangle::new([(left, self.y_range.0), (left + width * 0.92, value)], colour.filled()))
             });
             let drawn = chart.draw_series(bars.collect::<Vec<_>>()).map_err(failed)?;
-            drawn.label(legend_name(series)).legend(move |(x, y)| Rectangle::new([(x, y - 6), (x + 16, y + 6)], colour.filled()));
+            let (high, wide) = (6 * scale as i32, 16 * scale as i32);
+            drawn.label(legend_name(series)).legend(move |(x, y)| Rectangle::new([(x, y - high), (x + wide, y + high)], colour.filled()));
             if let Some(baseline) = self.baselines.get(s).copied().flatten() {
-                let line = PathElement::new([(0.0, baseline), (groups, baseline)], colour.stroke_width(1));
+                let line = PathElement::new([(0.0, baseline), (groups, baseline)], colour.stroke_width(scale));
                 let drawn = chart.draw_series([line]).map_err(failed)?;
                 drawn
                     .label(legend_name(&format!("{series}: majority class")))
-                    .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(1)));
+                    .legend(move |(x, y)| PathElement::new([(x, y), (x + wide, y)], colour.stroke_width(scale)));
             }
         }
-        draw_legend(&mut chart, SeriesLabelPosition::UpperRight)?;
+        draw_legend(&mut chart, SeriesLabelPosition::UpperRight, scale)?;
         area.present().map_err(failed)
     }
 }
 
 /// Title and margins, alike in every chart.
-pub(super) fn frame<'a, 'b, B: DrawingBackend>(area: &'a DrawingArea<B, Shift>, title: &str) -> ChartBuilder<'a, 'b, B> {
+pub(super) fn frame<'a, 'b, B: DrawingBackend>(area: &'a DrawingArea<B, Shift>, title: &str, scale: u32) -> ChartBuilder<'a, 'b, B> {
     let mut builder = ChartBuilder::on(area);
-    builder.caption(title, (FONT, 22)).margin(14).x_label_area_size(46).y_label_area_size(72);
+    builder.caption(title, (FONT, 22 * scale)).margin(14 * scale).x_label_area_size(46 * scale).y_label_area_size(72 * scale);
     builder
 }
 
-/// The names of the series, alike in every chart.
-/// With room behind it: a browser's own font may be wider than the one that the legend's frame was measured with.
+/// A name of a legend, with room behind it: a browser's own font may be wider than the one that its frame was measured with.
 fn legend_name(name: &str) -> String {
     format!("{name}{}", "\u{a0}".repeat(2 + name.len() / 6))
 }
 
-fn draw_legend<'a, B, X, Y>(chart: &mut ChartContext<'a, B, Cartesian2d<X, Y>>, position: SeriesLabelPosition) -> Drawn
+fn draw_legend<'a, B, X, Y>(chart: &mut ChartContext<'a, B, Cartesian2d<X, Y>>, position: SeriesLabelPosition, scale: u32) -> Drawn
 where
     B: DrawingBackend + 'a,
     X: Ranged<ValueType = f64>,
@@ -281,7 +333,9 @@ where
         .configure_series_labels()
         .background_style(WHITE.mix(0.85))
         .border_style(RGBColor(200, 200, 200))
-        .label_font((FONT, 15))
+        .label_font((FONT, 15 * scale))
+        .legend_area_size(30 * scale)
+        .margin(10 * scale)
         .position(position)
         .draw()
         .map_err(failed)
@@ -302,7 +356,7 @@ impl Ranged for GroupAxis {
         (0..self.0).map(|g| g as f64 + 0.5).collect()
     }
 
-    fn range(&self) -> std::ops::Range<f64> {
+    fn range(&self) -> Range<f64> {
         0.0..self.0 as f64
     }
 }
@@ -328,7 +382,8 @@ mod tests {
     #[test]
     fn charts_are_drawn_with_their_text_on_a_machine_without_fonts() {
         let folder = tempfile::tempdir().unwrap();
-        let series = |name: &str| Series { name: name.into(), points: vec![(1.0, 20.0), (10.0, 5.0)], reference: false, marked: true };
+        let series =
+            |name: &str| Series { band: vec![(1.0, 18.0, 22.0), (10.0, 4.0, 6.0)], ..Series::marked(name, vec![(1.0, 20.0), (10.0, 5.0)]) };
         let chart = LineChart {
             title: "Title".into(),
             x: "tokens".into(),
@@ -338,7 +393,7 @@ mod tests {
             series: vec![series("full")],
         };
         let svg = chart.render(&folder.path().join("a")).unwrap();
-        assert!(svg.contains("perplexity") && svg.contains("full"));
+        assert!(svg.contains("perplexity") && svg.contains("full") && svg.contains("<polygon"), "{svg}");
         assert!(std::fs::metadata(folder.path().join("a.png")).unwrap().len() > 2000);
         let empty = LineChart { series: Vec::new(), ..chart };
         empty.render(&folder.path().join("b")).unwrap();

@@ -3,9 +3,10 @@
 //! Time at a fixed number of tokens, as the paper's figure has it: n grows, the batch shrinks. Memory of one sequence, and
 //! from it the largest batch in a budget, which is the paper's "memory saved". Against attention with its scores stored, as
 //! in the paper, against libtorch's fused attention that never stores them, which the paper did not have, and against the
-//! layer's matrix products alone ([`super::floor`]).
+//! layer's matrix products alone ([`super::floor`]). Beside our Linformer stands one that stores its scores: the paper's own
+//! comparison is that with full attention that stores them too.
 //!
-//! Rows that the results' file has already, under the same settings, are not measured again: a long table can be made in
+//! Rows that the results' file has already, by the same program under the same settings, are not measured again: a long table can be made in
 //! pieces, `n=[512,1024]` first, and goes on where it was broken off.
 
 mod table;
@@ -21,7 +22,7 @@ use crate::log::plot::Chart;
 use crate::model::{memory, Encoder, Input, Parameters, Pass};
 use crate::native::runtime;
 use crate::table::align;
-use crate::train::run::{cpu_model, environment};
+use crate::train::run::environment;
 use crate::train::trainer::kind_of;
 use anyhow::{bail, Context, Result};
 use schemars::{schema_for, JsonSchema};
@@ -44,11 +45,13 @@ pub struct Efficiency {
     pub model: Model,
     pub n: Vec<i64>,
     pub k: Vec<i64>,
+    /// Whether each k is measured with its scores stored as well.
+    pub stored: bool,
     /// Tokens of a timed pass; the batch is that over n, at least 1. Fewer where stored scores need more than `largest_gib`.
     pub tokens: i64,
     pub precision: Precision,
     pub pass: Timed,
-    /// Timed passes of each cell, in turns with the others of the same n. Of passes longer than 10 seconds, one.
+    /// Timed passes of each cell, in turns with the others of the same n.
     pub rounds: usize,
     /// For the largest batch.
     pub memory_gib: f64,
@@ -76,6 +79,7 @@ impl Default for Efficiency {
             model,
             n: vec![512, 1024, 2048, 4096, 8192, 16384],
             k: vec![128, 256],
+            stored: true,
             tokens: 16384,
             precision: Precision::Fp32,
             pass: Timed::Forward,
@@ -99,7 +103,7 @@ pub enum Timed {
     ForwardBackward,
 }
 
-/// Seconds from which a pass is timed once, and its first time counts.
+/// Seconds from which a pass needs none before it to warm up: starting is no part of it.
 const LONG: f64 = 10.0;
 
 /// What is compared.
@@ -110,14 +114,26 @@ enum Variant {
     /// Full attention, its scores never stored: libtorch's kernel.
     Fused,
     Linformer(i64),
+    /// A Linformer with its scores stored.
+    Stored(i64),
 }
 
 impl Variant {
+    /// Keys whose scores a query has stored, of n; None: it stores none.
+    fn keys(self, n: i64) -> Option<i64> {
+        match self {
+            Self::Materialised => Some(n),
+            Self::Stored(k) => Some(k),
+            Self::Fused | Self::Linformer(_) => None,
+        }
+    }
+
     fn name(self) -> String {
         match self {
             Self::Materialised => "materialised".into(),
             Self::Fused => "fused".into(),
             Self::Linformer(k) => format!("k={k}"),
+            Self::Stored(k) => format!("k={k} stored"),
         }
     }
 }
@@ -168,7 +184,10 @@ impl Efficiency {
     }
 
     fn variants(&self, n: i64) -> Vec<Variant> {
-        let linformers = self.k.iter().filter(|k| **k < n).map(|k| Variant::Linformer(*k));
+        let linformers = self.k.iter().filter(|k| **k < n).flat_map(|k| {
+            let stored = self.stored.then_some(Variant::Stored(*k));
+            [Variant::Linformer(*k)].into_iter().chain(stored)
+        });
         [Variant::Materialised, Variant::Fused].into_iter().chain(linformers).collect()
     }
 
@@ -180,6 +199,11 @@ impl Efficiency {
             Variant::Linformer(k) => {
                 attention.kind = AttentionKind::Linformer;
                 attention.k = KSpec::One(k);
+            }
+            Variant::Stored(k) => {
+                attention.kind = AttentionKind::Linformer;
+                attention.k = KSpec::One(k);
+                attention.backend = AttentionBackend::Materialised;
             }
             Variant::Fused => {
                 attention.kind = AttentionKind::Full;
@@ -198,8 +222,8 @@ impl Efficiency {
         if self.pass == Timed::ForwardBackward {
             let (model, h) = (self.model(n, variant), self.model.num_attention_heads as f64);
             // The softmax of each layer is kept; in the backward pass its gradient and that of the scores stand beside it.
-            let matrices = if variant == Variant::Materialised { model.num_hidden_layers as f64 + 2.0 } else { 0.0 };
-            return memory::of_encoder(&model, self.precision, n) + 4.0 * matrices * h * (n * n) as f64;
+            let scores = variant.keys(n).map_or(0.0, |keys| h * (n * keys) as f64);
+            return memory::of_encoder(&model, self.precision, n) + 4.0 * (model.num_hidden_layers as f64 + 2.0) * scores;
         }
         memory::of_inference(&self.model(n, variant), self.precision, n)
     }
@@ -239,10 +263,9 @@ impl Efficiency {
     fn batch(&self, n: i64, variant: Variant) -> i64 {
         let wanted = (self.tokens / n).max(1);
         let largest = (self.largest_gib * 1073741824.0 / self.computed_bytes(n, variant)) as i64;
-        if variant == Variant::Materialised {
-            wanted.min(largest)
-        } else {
-            wanted
+        match variant.keys(n) {
+            Some(_) => wanted.min(largest),
+            None => wanted,
         }
     }
 
@@ -260,7 +283,7 @@ impl Efficiency {
         for round in 0..=self.rounds {
             for (cell, pass) in cells.iter_mut().zip(&passes) {
                 let Some(pass) = pass else { continue };
-                if cell.seconds.first().is_some_and(|s| *s > LONG) {
+                if cell.seconds.len() >= self.rounds {
                     continue;
                 }
                 let seconds = pass(cell.tokens / n, n)?;
@@ -283,8 +306,9 @@ impl Efficiency {
             e.as_object_mut().map(|o| ["n", "out", "measure_memory"].map(|key| o.shift_remove(key)));
             e
         };
-        // Times of another processor do not belong beside this one's.
-        let is_here = record["environment"]["cpu"].as_str() == Some(cpu_model().as_str());
+        // Times of another processor or program do not belong beside this one's.
+        let here = environment("cpu", 0.0);
+        let is_here = ["cpu", "program_sha256"].iter().all(|key| record["environment"][*key] == here[*key]);
         if !is_here || without_n(&record["efficiency"]) != without_n(&serde_json::to_value(self).ok()?) {
             return None;
         }

@@ -69,7 +69,7 @@ pub(super) fn table(cells: &[&Cell]) -> Vec<Vec<String>> {
             (other.zip(of_what(cell).0).map(|(other, own)| other / own), is_measured && of_what(cell).1)
         };
         let paper = match cell.variant {
-            Variant::Linformer(k) => Table3::cell(cell.n, k),
+            Variant::Linformer(k) | Variant::Stored(k) => Table3::cell(cell.n, k),
             _ => (None, None),
         };
         let mebibytes = |bytes: f64| Some(bytes / 1048576.0);
@@ -93,15 +93,19 @@ pub(super) fn table(cells: &[&Cell]) -> Vec<Vec<String>> {
 pub(super) fn plot(efficiency: &Efficiency, cells: &[&Cell]) -> LineChart {
     let mut variants: Vec<Variant> = Vec::new();
     cells.iter().for_each(|c| {
-        if !variants.contains(&c.variant) {
+        // The paper's own comparison stands in the table; drawn, it would hide the curves that matter.
+        if !variants.contains(&c.variant) && !matches!(c.variant, Variant::Stored(_)) {
             variants.push(c.variant);
         }
     });
-    let series = |variant: &Variant| Series {
-        name: variant.name(),
-        points: cells.iter().filter(|c| c.variant == *variant).filter_map(|c| Some((c.n as f64, c.microseconds_per_token()?))).collect(),
-        reference: *variant == Variant::Materialised,
-        marked: true,
+    let series = |variant: &Variant| {
+        let points = cells.iter().filter(|c| c.variant == *variant).filter_map(|c| Some((c.n as f64, c.microseconds_per_token()?)));
+        let series = Series::marked(variant.name(), points.collect());
+        if *variant == Variant::Materialised {
+            series.reference()
+        } else {
+            series
+        }
     };
     LineChart {
         title: format!(

@@ -231,14 +231,10 @@ pub fn charts(record: &Record) -> Vec<(&'static str, String, LineChart)> {
     all
 }
 
-fn line(name: &str, points: Vec<(f64, f64)>) -> Series {
-    Series { name: name.into(), points, reference: false, marked: true }
-}
-
 fn efficiency(record: &Record) -> LineChart {
     let of = |n: &Network| {
         let point = |ranks: u64| Some((ranks as f64, record.plan.best(n, ranks, Load::SameBatch)?.efficiency()));
-        line(&n.name, all_ranks().filter_map(point).collect())
+        Series::marked(&n.name, all_ranks().filter_map(point).collect())
     };
     LineChart {
         title: "Where it stops scaling".into(),
@@ -254,10 +250,10 @@ fn speed(record: &Record) -> LineChart {
     let plan = &record.plan;
     let of = |n: &Network| {
         let point = |ranks: u64| Some((ranks as f64, plan.speed(ranks, plan.best(n, ranks, Load::MicroBatches(1))?.seconds())));
-        line(&n.name, all_ranks().filter_map(point).collect())
+        Series::marked(&n.name, all_ranks().filter_map(point).collect())
     };
     let one = plan.sequence_seconds() * plan.micro_batch_size as f64;
-    let ideal = Series { reference: true, marked: false, ..line("ideal", all_ranks().map(|r| (r as f64, plan.speed(r, one))).collect()) };
+    let ideal = Series::line("ideal", all_ranks().map(|r| (r as f64, plan.speed(r, one))).collect()).reference();
     LineChart {
         title: "The same load a rank".into(),
         x: "ranks".into(),
@@ -279,14 +275,12 @@ fn sums(measured: &Measured) -> Option<LineChart> {
         .iter()
         .map(|ranks| {
             let fitted = if measured.fit_on.contains(ranks) { "" } else { ", not fitted" };
-            line(&format!("{ranks} ranks{fitted}"), of(*ranks, &|t| t.seconds))
+            Series::marked(format!("{ranks} ranks{fitted}"), of(*ranks, &|t| t.seconds))
         })
         .collect();
-    series.extend(counts.iter().map(|ranks| Series {
-        reference: true,
-        marked: false,
-        ..line(&format!("model, {ranks} ranks"), of(*ranks, &|t| measured.sum(&network, t)))
-    }));
+    series.extend(
+        counts.iter().map(|ranks| Series::line(format!("model, {ranks} ranks"), of(*ranks, &|t| measured.sum(&network, t))).reference()),
+    );
     Some(LineChart { title: "Sums of gradients".into(), x: "KiB".into(), y: "ms".into(), log_x: true, log_y: true, series })
 }
 
@@ -297,7 +291,8 @@ fn steps(measured: &Measured) -> Option<LineChart> {
     let points = |of: &dyn Fn(&TrainingStep) -> Option<f64>| -> Vec<(f64, f64)> {
         steps.iter().filter_map(|s| Some((s.ranks as f64, of(s)? * 1e3))).collect()
     };
-    let series = vec![line("measured", points(&|s| Some(s.seconds))), line("model", points(&|s| measured.step(&network, s)))];
+    let series =
+        vec![Series::marked("measured", points(&|s| Some(s.seconds))), Series::marked("model", points(&|s| measured.step(&network, s)))];
     (steps.len() > 1).then(|| LineChart {
         title: "A training step".into(),
         x: "ranks".into(),

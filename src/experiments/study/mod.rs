@@ -5,10 +5,12 @@
 //! |---|---|
 //! | [`evidence`] | what lies in a folder of results |
 //! | [`page`] | an experiment's table, charts and sentences |
+//! | [`efficiency`] | the page of time and memory |
 //! | [`claims`] | what the paper says, and what our numbers say to it |
 //! | [`site`] | Markdown and HTML |
 
 pub mod claims;
+pub mod efficiency;
 pub mod evidence;
 pub mod page;
 pub mod site;
@@ -26,7 +28,8 @@ pub fn is_study(dir: &Path) -> bool {
 /// Writes every page, plot and table below `dir`, `report.html` and `reproduction.md` in it, and gives the list of claims.
 pub fn write(dir: &Path) -> Result<String> {
     let evidence = Evidence::read(dir)?;
-    let pages = page::pages(&evidence);
+    let claims = claims::all(&evidence);
+    let pages = page::pages(&evidence, &claims);
     if pages.is_empty() {
         bail!(
             "{}: no results are here (results.json, spectrum.json, theorems.json, shift.json, efficiency.json or scaling.json)",
@@ -45,7 +48,6 @@ pub fn write(dir: &Path) -> Result<String> {
         }
         drawn.push(charts);
     }
-    let claims = claims::all(&evidence);
     for (name, text) in texts_of(&pages, &claims)? {
         save(&dir.join(name), &text)?;
     }
@@ -56,7 +58,8 @@ pub fn write(dir: &Path) -> Result<String> {
 /// Every text file that [`write()`] makes, by its name below the folder: what a test holds committed files against.
 pub fn texts(dir: &Path) -> Result<Vec<(String, String)>> {
     let evidence = Evidence::read(dir)?;
-    texts_of(&page::pages(&evidence), &claims::all(&evidence))
+    let claims = claims::all(&evidence);
+    texts_of(&page::pages(&evidence, &claims), &claims)
 }
 
 fn texts_of(pages: &[page::Page], claims: &[claims::Claim]) -> Result<Vec<(String, String)>> {

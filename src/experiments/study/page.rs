@@ -1,14 +1,15 @@
 //! One experiment: a table, charts, and sentences that follow from the numbers.
 
+use super::claims::{Claim, State};
+use super::efficiency;
 use super::evidence::Evidence;
-use crate::experiments::paper::Table3;
-use crate::experiments::results::{Comparison, Group, Results};
+use crate::eval::statistics::Estimate;
+use crate::experiments::results::{Comparison, Group, Results, RunResult};
 use crate::experiments::scaling::record::Record;
 use crate::experiments::scaling::report;
 use crate::experiments::{shift, spectrum, theorems};
 use crate::log::heatmap::HeatMap;
 use crate::log::plot::{Chart, LineChart, Series};
-use crate::table::align;
 use anyhow::Result;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -45,6 +46,8 @@ pub struct Page {
     pub table: Vec<Vec<String>>,
     /// Sentences made from the numbers.
     pub findings: Vec<String>,
+    /// What the paper's claims come to by these numbers.
+    pub claims: Vec<String>,
     /// What a reader must know to trust them.
     pub notes: Vec<String>,
     pub charts: Vec<Picture>,
@@ -75,10 +78,17 @@ impl Picture {
 }
 
 /// All pages, in the order of [`TITLES`], others after them by name.
-pub fn pages(evidence: &Evidence) -> Vec<Page> {
+pub fn pages(evidence: &Evidence, claims: &[Claim]) -> Vec<Page> {
     let place = |folder: &str| entry(folder).map_or(TITLES.len(), |(i, _)| i);
     let mut pages: Vec<Page> = evidence.sweeps.iter().map(|(folder, results)| of_sweep(folder, results)).collect();
     pages.extend(evidence.records.iter().filter_map(|(folder, (kind, value))| of_record(evidence, folder, kind, value)));
+    for page in &mut pages {
+        let here = claims.iter().filter(|c| c.folder == page.folder && !matches!(c.state, State::NotRun));
+        page.claims =
+            here.map(|c| format!("{} {} **{}**: {}.", c.place, c.text, c.state.words(), c.evidence.trim_end_matches('.'))).collect();
+        // What a claim says with its state need not be said twice.
+        page.findings.retain(|finding| !page.claims.iter().any(|claim| claim.contains(finding.trim_end_matches('.'))));
+    }
     pages.sort_by(|a, b| place(&a.folder).cmp(&place(&b.folder)).then(a.folder.cmp(&b.folder)));
     pages
 }
@@ -95,11 +105,11 @@ fn of_sweep(folder: &str, results: &Results) -> Page {
         "difference".into(),
         "95 % interval".into(),
         "p".into(),
-        "paper".into(),
+        "published".into(),
     ];
     let plateau = !results.is_of_tasks();
     if plateau {
-        header.extend(["perplexity".into(), "bits a byte".into(), "plateau left after tokens".into(), "tokens/s".into()]);
+        header.extend(["perplexity".into(), "bits a byte".into(), "half a nat below unigrams from tokens".into(), "tokens/s".into()]);
     }
     let row = |group: &Group| {
         let c = group.against.as_ref();
@@ -118,7 +128,7 @@ fn of_sweep(folder: &str, results: &Results) -> Page {
         if plateau {
             row.push(format!("{:.2}", group.estimate.mean.exp()));
             row.push(group.bits_per_byte.map_or_else(dash, |b| format!("{:.3}", b.mean)));
-            row.push(group.plateau_tokens.map_or_else(|| "not by all".into(), |e| format!("{:.1} M", e.mean / 1e6)));
+            row.push(group.plateau_tokens.map_or_else(|| "not all".into(), |e| format!("{:.1} M", e.mean / 1e6)));
             row.push(group.tokens_per_second.map_or_else(dash, |s| format!("{s:.0}")));
         }
         row
@@ -151,8 +161,10 @@ fn of_sweep(folder: &str, results: &Results) -> Page {
     if groups.iter().any(|g| g.seeds.len() < 2) {
         notes.push("One seed says nothing of chance: differences without an interval are first signs.".into());
     }
-    if let Some(rates) = rates(results) {
-        notes.push(rates);
+    notes.extend(rates(results));
+    notes.extend(rows(results));
+    if plateau {
+        notes.push("From which tokens on a model stays half a nat below the unigrams is known to the evaluation: the mean over seeds of the first one after which the loss never comes back.".into());
     }
     notes.extend(results.published.iter().map(|p| format!("Published elsewhere: {}: {} {} ({}).", p.what, p.value, p.unit, p.source)));
     notes.extend(results.silent.iter().map(|(key, why)| format!("The paper is silent on `{key}`: {why}.")));
@@ -163,8 +175,9 @@ fn of_sweep(folder: &str, results: &Results) -> Page {
         about: results.about.clone(),
         table: std::iter::once(header).chain(groups.iter().map(row)).collect(),
         findings,
+        claims: Vec::new(),
         notes,
-        charts: curves(&groups, results),
+        charts: curves(folder, &groups, results),
         environment: results.environment.clone(),
     }
 }
@@ -197,7 +210,27 @@ fn rates(results: &Results) -> Option<String> {
         return None;
     }
     let words: Vec<String> = chosen.iter().map(|(group, rate)| format!("{group} {rate}")).collect();
-    Some(format!("Learning rates, chosen on the rows that are not reported: {}.", words.join(", ")))
+    let tried = results.rates.iter().cloned().collect::<Vec<_>>().join(", ");
+    Some(format!("Learning rates, of {tried}, chosen on the rows that are not reported: {}.", words.join(", ")))
+}
+
+/// What the rows of a task add to the noise of its seeds.
+fn rows(results: &Results) -> Option<String> {
+    let halves = |s: &Value| s["dev_rows"].as_f64().map(|rows| if s["reported_value"].is_null() { rows } else { rows / 2.0 });
+    let all: Vec<f64> = results.runs.iter().filter_map(|r| halves(&r.summary)).collect();
+    let (low, high) = (all.iter().copied().reduce(f64::min)?, all.iter().copied().reduce(f64::max)?);
+    let scores: Vec<f64> = results.runs.iter().filter_map(|r| results.value(r)).collect();
+    let score = Estimate::of(&scores)?.mean;
+    let se = (score * (1.0 - score) / low).sqrt();
+    let set = |r: &RunResult, key: &str| r.settings["set"][key].clone();
+    let starts_alike = results.runs.iter().any(|r| set(r, "run.init_from").is_string() && set(r, "run.init_weights") != false);
+    let same = if starts_alike {
+        " Every seed of a model starts from the same pretrained weights: differences between pretrainings are not in ± either."
+    } else {
+        ""
+    };
+    let count = if low == high { format!("{low:.0}") } else { format!("{low:.0} to {high:.0}") };
+    Some(format!("Scores are of about {count} rows, the same for all models: that others would have been drawn is worth {se:.3} (a standard error), which ± over seeds does not hold.{same}"))
 }
 
 pub fn p_value(p: f64) -> String {
@@ -211,7 +244,7 @@ pub fn p_value(p: f64) -> String {
 /// A comparison in words; none of them is chosen by hand.
 pub fn sentence(name: &str, c: &Comparison, unit: &str) -> String {
     let Some(test) = c.test else {
-        let paper = c.paper.map(|p| format!(" (paper: {p:+.3})")).unwrap_or_default();
+        let paper = c.paper.map(|p| format!(" (published: {p:+.3})")).unwrap_or_default();
         return format!("{name} differs from {} by {:+.4} {unit} on one seed{paper}: too few to say more.", c.other, c.difference);
     };
     let (low, high) = test.interval();
@@ -220,20 +253,19 @@ pub fn sentence(name: &str, c: &Comparison, unit: &str) -> String {
         let more = if c.difference > 0.0 { "more" } else { "less" };
         format!("{name} has {:.4} {unit} {more} than {} ({seeds} seeds, p {})", c.difference.abs(), c.other, p_with_sign(test.p))
     } else {
-        format!(
-            "no difference between {name} and {} is seen ({:+.4} {unit}, {low:+.4} to {high:+.4}, {seeds} seeds)",
-            c.other, c.difference
-        )
+        format!("{seeds} seeds do not tell {name} from {} ({:+.4} {unit}, {low:+.4} to {high:+.4})", c.other, c.difference)
     };
     let Some(paper) = c.paper else { return seen + "." };
     let beside = if (low..=high).contains(&paper) {
         "within our interval".to_string()
     } else if paper != 0.0 && c.difference / paper > 0.0 && (low > 0.0 || high < 0.0) {
-        format!("of the same sign; ours is {:.1} times as large", c.difference / paper)
+        let ratio = c.difference / paper;
+        let digits = usize::from(ratio < 10.0);
+        format!("of the same sign; ours is about {ratio:.digits$} times as large")
     } else {
         "outside our interval".to_string()
     };
-    format!("{seen}; the paper's {paper:+.3} is {beside}.")
+    format!("{seen}; the published {paper:+.3} is {beside}.")
 }
 
 fn p_with_sign(p: f64) -> String {
@@ -250,13 +282,12 @@ type Scale<'a> = &'a dyn Fn(&Group, (f64, f64)) -> Option<(f64, f64)>;
 /// Names of the pictures of curves, which are not always all drawn.
 pub(super) const CURVES: [&str; 2] = ["by_tokens", "by_time"];
 
-fn curves(groups: &[Group], results: &Results) -> Vec<Picture> {
+fn curves(folder: &str, groups: &[Group], results: &Results) -> Vec<Picture> {
     let series = |scale: Scale| -> Vec<Series> {
-        let of = |g: &Group| Series {
-            name: g.name.clone(),
-            points: g.curve.iter().filter_map(|p| scale(g, *p)).collect(),
-            reference: false,
-            marked: false,
+        let of = |g: &Group| {
+            let points = g.curve.iter().filter_map(|p| scale(g, *p)).collect();
+            let band = g.spread.iter().filter_map(|(x, low, high)| Some((scale(g, (*x, 0.0))?.0, *low, *high))).collect();
+            Series { band, ..Series::line(g.name.clone(), points) }
         };
         groups.iter().map(of).filter(|s| s.points.len() > 1).collect()
     };
@@ -276,14 +307,22 @@ fn curves(groups: &[Group], results: &Results) -> Vec<Picture> {
     }
     if let Some(unigram) = groups.iter().find_map(|g| g.unigram_loss) {
         let last = by_tokens.iter().flat_map(|s| s.points.last()).map(|p| p.0).fold(0.0, f64::max);
-        by_tokens.push(Series { name: "unigram".into(), points: vec![(0.0, unigram), (last, unigram)], reference: true, marked: false });
+        by_tokens.push(Series::line("unigram", vec![(0.0, unigram), (last, unigram)]).reference());
     }
-    let caption = "Mean over seeds.".to_string();
-    pictures.push(Picture { name: "by_tokens", caption, chart: Drawing::Lines(chart("By tokens", "tokens", by_tokens)) });
+    let caption = "Mean over seeds, and from the lowest to the highest of them.".to_string();
+    pictures.push(Picture {
+        name: "by_tokens",
+        caption,
+        chart: Drawing::Lines(chart(&format!("{}, by tokens", title(folder)), "tokens", by_tokens)),
+    });
     let by_time = series(&|g, p| Some((p.0 / g.tokens_per_second?, p.1)));
     if !by_time.is_empty() && groups.iter().all(|g| g.is_steady) {
         let caption = "The same by time, at each model's tokens/s of the table, on the machine below.".to_string();
-        pictures.push(Picture { name: "by_time", caption, chart: Drawing::Lines(chart("By time", "seconds", by_time)) });
+        pictures.push(Picture {
+            name: "by_time",
+            caption,
+            chart: Drawing::Lines(chart(&format!("{}, by time", title(folder)), "seconds", by_time)),
+        });
     }
     pictures
 }
@@ -317,21 +356,24 @@ fn of_record(evidence: &Evidence, folder: &str, kind: &str, value: &Value) -> Op
             (theorems::table(value), charts, "Errors of the paper's approximations on real attention (linformer theorems).")
         }
         "shift" => {
-            let caption = "The same masked tokens, the text moved to the right. Full attention cannot notice.".into();
+            let caption = "The same masked tokens, the text moved to the right, positions with it: they are counted from the first real token, so that full attention cannot notice.".into();
             let charts = vec![Picture { name: "shift", caption, chart: Drawing::Lines(shift::plot(value)) }];
             (shift::table(value), charts, "How bound to positions is a model? (linformer shift)")
         }
         "efficiency" => {
-            let caption = "Time a token at a fixed number of tokens, log-log.".into();
-            let charts = vec![Picture { name: "time_by_n", caption, chart: Drawing::Lines(time_by_n(value)) }];
-            (
-                efficiency_table(value),
+            let caption = "Time a token against the length of a sequence, log-log.".into();
+            let charts = vec![Picture { name: "time_by_n", caption, chart: Drawing::Lines(efficiency::time_by_n(value)) }];
+            return Some(Page {
+                folder: folder.into(),
+                title: title(folder),
+                about: format!("Time and memory of a {} (linformer efficiency).", efficiency::pass(value)),
+                findings: super::claims::of_record(kind, value),
+                claims: Vec::new(),
+                table: efficiency::table(value),
+                notes: efficiency::notes(value),
                 charts,
-                match value["efficiency"]["pass"].as_str() {
-                    Some("forward_backward") => "Time and memory of a forward and backward pass (linformer efficiency).",
-                    _ => "Time and memory of a forward pass (linformer efficiency).",
-                },
-            )
+                environment: value["environment"].clone(),
+            });
         }
         "scaling" => return of_scaling(folder, value),
         _ => return None,
@@ -342,6 +384,7 @@ fn of_record(evidence: &Evidence, folder: &str, kind: &str, value: &Value) -> Op
         title: title(folder),
         about: about.into(),
         findings: super::claims::of_record(kind, value),
+        claims: Vec::new(),
         table,
         notes,
         charts,
@@ -359,62 +402,11 @@ fn of_scaling(folder: &str, value: &Value) -> Option<Page> {
         about: "What 1 to 1,024 ranks would bring to the paper's model, and the model of step time behind it, held against real ranks (linformer scaling).".into(),
         table: cells(&report::table(&record)).0,
         findings: report::findings(&record),
+        claims: Vec::new(),
         notes: report::notes(&record),
         charts: pictures.collect(),
         environment: record.environment,
     })
-}
-
-/// Time saved and memory saved by a cell of an efficiency record, against the materialised attention of the same n.
-pub fn saved(record: &Value, n: i64, attention: &str) -> (Option<f64>, Option<f64>) {
-    let cell = |attention: &str| record["cells"].as_array().into_iter().flatten().find(|c| c["n"] == n && c["attention"] == attention);
-    let (Some(ours), Some(base)) = (cell(attention), cell("materialised")) else { return (None, None) };
-    let ratio = |a: &Value, b: &Value| a.as_f64().zip(b.as_f64()).map(|(a, b)| a / b);
-    (ratio(&base["microseconds_per_token"], &ours["microseconds_per_token"]), ratio(&ours["largest_batch"], &base["largest_batch"]))
-}
-
-fn efficiency_table(record: &Value) -> String {
-    let header = ["n", "attention", "ms a pass", "x materialised", "paper", "MiB a sequence", "batch ratio", "paper"];
-    let number = |v: Option<f64>, digits: usize| v.map_or_else(|| "-".to_string(), |v| format!("{v:.digits$}"));
-    let row = |cell: &Value| {
-        let (n, attention) = (cell["n"].as_i64().unwrap_or(0), cell["attention"].as_str().unwrap_or_default());
-        let k = attention.strip_prefix("k=").and_then(|k| k.parse().ok());
-        let paper = k.map_or((None, None), |k| Table3::cell(n, k));
-        let (time, batch) = saved(record, n, attention);
-        let milliseconds = cell["median_seconds"].as_f64().map(|s| s * 1e3);
-        vec![
-            n.to_string(),
-            attention.into(),
-            milliseconds.map_or_else(|| "out of memory".into(), |v| format!("{v:.1}")),
-            number(time, 2),
-            number(paper.0, 1),
-            number(cell["bytes"].as_f64().map(|b| b / 1048576.0), 1),
-            number(batch, 1),
-            number(paper.1, 1),
-        ]
-    };
-    let cells = record["cells"].as_array().into_iter().flatten().map(row);
-    align(std::iter::once(header.map(str::to_string).to_vec()).chain(cells).collect())
-}
-
-fn time_by_n(record: &Value) -> LineChart {
-    let mut series: Vec<Series> = Vec::new();
-    for cell in record["cells"].as_array().into_iter().flatten() {
-        let (Some(n), Some(y)) = (cell["n"].as_f64(), cell["microseconds_per_token"].as_f64()) else { continue };
-        let name = cell["attention"].as_str().unwrap_or_default();
-        match series.iter_mut().find(|s| s.name == name) {
-            Some(series) => series.points.push((n, y)),
-            None => series.push(Series { name: name.into(), points: vec![(n, y)], reference: name == "materialised", marked: true }),
-        }
-    }
-    LineChart {
-        title: "Forward pass".into(),
-        x: "n, tokens in a sequence".into(),
-        y: "microseconds a token".into(),
-        log_x: true,
-        log_y: true,
-        series,
-    }
 }
 
 /// A table of text as cells, and what stands below it.

@@ -1,7 +1,7 @@
 //! Pages as Markdown and as one HTML file that needs no network.
 
 use super::claims::{Claim, State};
-use super::page::Page;
+use super::page::{Drawing, Page};
 use crate::table::align;
 use anyhow::Result;
 use serde_json::{Map, Value};
@@ -12,9 +12,12 @@ pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// `code` between backticks.
+/// `code` between backticks, and what stands between double asterisks in bold.
 fn inline(text: &str) -> String {
-    escape(text).split('`').enumerate().map(|(i, part)| if i % 2 == 1 { format!("<code>{part}</code>") } else { part.into() }).collect()
+    let between = |text: &str, mark: &str, tag: &str| -> String {
+        text.split(mark).enumerate().map(|(i, part)| if i % 2 == 1 { format!("<{tag}>{part}</{tag}>") } else { part.into() }).collect()
+    };
+    between(&between(&escape(text), "`", "code"), "**", "b")
 }
 
 pub fn csv(table: &[Vec<String>]) -> Result<String> {
@@ -42,8 +45,10 @@ pub fn markdown(page: &Page) -> String {
     let list = |items: &[String]| items.iter().map(|item| format!("- {item}\n")).collect::<String>();
     let charts: String = page.charts.iter().map(|c| format!("\n![{}]({}.png)\n\n{}\n", page.title, c.name, c.caption)).collect();
     let findings = if page.findings.is_empty() { String::new() } else { format!("\n## What the numbers say\n\n{}", list(&page.findings)) };
+    let claims =
+        if page.claims.is_empty() { String::new() } else { format!("\n## What the paper's claims come to\n\n{}", list(&page.claims)) };
     format!(
-        "# {}\n\n{}\n\n{}{findings}{charts}\n## Notes\n\n{}\n{}\n",
+        "# {}\n\n{}\n\n{}{findings}{claims}{charts}\n## Notes\n\n{}\n{}\n",
         page.title,
         page.about,
         markdown_table(&page.table),
@@ -69,7 +74,7 @@ fn machine(environment: &Value) -> String {
 /// The claims, for `docs/reproduction.md`.
 pub fn reproduction(claims: &[Claim]) -> String {
     let mut text = String::from(
-        "# What the paper claims, and what was seen\n\nMade by `linformer report experiments/results` from the committed numbers; a test holds this file against them. No state is\ntyped: each follows by the rule beside it.\n\n",
+        "# What the paper claims, and what was seen\n\nMade by `linformer report experiments/results` from the committed numbers; a test holds this file against them. No state is\ntyped: each follows by the rule beside it. Values of p are those of one comparison each, not corrected for how many there are.\n\n",
     );
     let states = [State::Confirmed, State::NotConfirmed, State::Contradicted, State::Untestable, State::NotRun];
     let count = |state: State| claims.iter().filter(|c| c.state == state).count();
@@ -105,11 +110,12 @@ pub fn html(pages: &[Page], drawn: &[Vec<(String, String)>], claims: &[Claim]) -
     let contents: String = pages.iter().map(|p| format!("<li><a href=\"#{}\">{}</a></li>", anchor(p), escape(&p.title))).collect();
     let row = |c: &Claim| {
         format!(
-            "<tr><td>{}</td><td>{}</td><td class=\"state\">{}</td><td>{}</td></tr>\n",
+            "<tr><td>{}</td><td>{}</td><td class=\"state\">{}</td><td>{} <span class=\"note\">Rule: {}.</span></td></tr>\n",
             escape(c.place),
             escape(c.text),
             c.state.words(),
-            escape(&c.evidence)
+            escape(&c.evidence),
+            escape(c.rule)
         )
     };
     let table: String = claims.iter().map(row).collect();
@@ -125,10 +131,22 @@ fn section(page: &Page, anchor: &str, drawn: &[(String, String)]) -> String {
     let head = page.table.first().map(|row| cells(row, "th")).unwrap_or_default();
     let body: String = page.table.iter().skip(1).map(|row| format!("<tr>{}</tr>\n", cells(row, "td"))).collect();
     let list = |items: &[String]| items.iter().map(|item| format!("<li>{}</li>", inline(item))).collect::<String>();
-    let figures: String =
-        drawn.iter().map(|(svg, caption)| format!("<figure>{svg}<figcaption>{}</figcaption></figure>\n", escape(caption))).collect();
+    let claims = if page.claims.is_empty() {
+        String::new()
+    } else {
+        format!("<p>What the paper's claims come to:</p>\n<ul>{}</ul>\n", list(&page.claims))
+    };
+    let figures: String = drawn
+        .iter()
+        .zip(&page.charts)
+        .map(|((svg, caption), picture)| {
+            // Colours that are numbers stay what they are in the dark.
+            let class = if matches!(picture.chart, Drawing::Heat(_)) { " class=\"heat\"" } else { "" };
+            format!("<figure{class}>{svg}<figcaption>{}</figcaption></figure>\n", escape(caption))
+        })
+        .collect();
     format!(
-        "<h2 id=\"{anchor}\">{}</h2>\n<p>{}</p>\n<div class=\"wide\"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n<ul>{}</ul>\n{figures}<ul class=\"note\">{}<li>{}</li></ul>\n",
+        "<h2 id=\"{anchor}\">{}</h2>\n<p>{}</p>\n<div class=\"wide\"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n<ul>{}</ul>\n{claims}{figures}<ul class=\"note\">{}<li>{}</li></ul>\n",
         escape(&page.title),
         inline(&page.about),
         list(&page.findings),

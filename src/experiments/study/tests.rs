@@ -39,6 +39,7 @@ fn results(experiment: &str, groups: &[(&str, Option<&str>, &[f64])]) -> Results
         environment: json!({"cpu": "a processor", "threads": 2}),
         programs: Vec::new(),
         wanted: runs.len(),
+        rates: Default::default(),
         runs,
     }
 }
@@ -80,6 +81,60 @@ fn without_numbers_nothing_is_claimed() {
     assert!(claims.iter().all(|c| matches!(c.state, State::NotRun | State::Untestable)));
 }
 
+/// The claim whose text starts so, on records alone.
+fn judged(records: &[(&str, Value)], text: &str) -> (State, String) {
+    let mut evidence = Evidence::default();
+    for (kind, value) in records {
+        evidence.records.insert(kind.to_string(), (kind.split('-').next().unwrap().to_string(), value.clone()));
+    }
+    let claim = all(&evidence).into_iter().find(|c| c.text.starts_with(text)).unwrap();
+    (claim.state, format!("{} {}", claim.folder, claim.evidence))
+}
+
+#[test]
+fn table_3_is_judged_with_both_scores_stored_and_said_beside_fused_attention() {
+    let cell = |n: i64, attention: &str, us: Option<f64>| json!({"n": n, "attention": attention, "microseconds_per_token": us, "largest_batch": us.map(|t| 100.0 / t), "computed_bytes": 206.0 * 1073741824.0});
+    let record = |stored: f64| {
+        json!({"cells": [cell(4096, "materialised", Some(100.0)), cell(4096, "fused", Some(20.0)), cell(4096, "k=128", Some(10.0)),
+            cell(4096, "k=128 stored", Some(stored)), cell(65536, "materialised", None), cell(65536, "fused", Some(300.0)),
+            cell(65536, "k=128", Some(10.0)), cell(65536, "k=128 stored", Some(stored))]})
+    };
+    let at = |stored: f64, text: &str| judged(&[("efficiency", record(stored))], text);
+    let (state, words) = at(25.0, "Inference is faster: 3.4 times");
+    assert_eq!(state, State::Confirmed);
+    assert!(words.contains("4.0 times at n = 4096 (10.0 with this program's") && words.contains("stores no scores, 2.0 times"), "{words}");
+    assert_eq!(at(60.0, "Inference is faster: 3.4 times").0, State::NotConfirmed, "a fast kernel is no help to the claim");
+    let (state, words) = at(25.0, "Inference is faster: 20 times");
+    assert_eq!(state, State::Untestable);
+    assert!(words.contains("206 GiB") && words.contains("at n = 4096, the longest that fits, 4.0 times; 30.0 times"), "{words}");
+}
+
+#[test]
+fn the_theorems_are_judged_where_the_bound_gives_an_error() {
+    let line = |k: i64, error: f64, bound: Option<f64>| json!({"theorem": 1, "form": "P R^T R on values", "k": k, "quantile_95": error, "bound": bound});
+    let short = json!({"n": 64, "bound": [{}, {"k": 140.0}], "lines": [line(32, 1.7, None)]});
+    let long = |error: f64| json!({"n": 256, "bound": [{}, {"k": 187.0}], "lines": [line(128, 0.9, None), line(192, error, Some(0.63))]});
+    let text = "P can be replaced";
+    assert_eq!(judged(&[("theorems", short.clone())], text).0, State::Untestable);
+    let (state, words) = judged(&[("theorems", short.clone()), ("theorems-n256", long(0.5))], text);
+    assert_eq!(
+        (state, words.as_str()),
+        (State::Confirmed, "theorems-n256 at n = 256 the error of 95 % is below 0.500 at k = 192 (bound 0.630)")
+    );
+    assert_eq!(judged(&[("theorems", short), ("theorems-n256", long(0.7))], text).0, State::Contradicted);
+}
+
+#[test]
+fn a_low_share_contradicts_only_below_the_claim() {
+    let record = |trained: Option<&str>, share: f64| {
+        json!({"name": "m", "attention": "full", "checkpoint": trained, "layers": 2, "looked_at": {"length": 64},
+            "all": {"cumulative": {"mean": share, "se": 0.001, "count": 500}}})
+    };
+    let state =
+        |share: f64| judged(&[("spectrum-a", record(Some("x"), share)), ("spectrum-b", record(None, 0.93))], "Attention of a trained").0;
+    assert_eq!([0.95, 0.92, 0.5].map(state), [State::Confirmed, State::NotConfirmed, State::Contradicted]);
+}
+
 #[test]
 fn a_report_has_every_page_and_agrees_with_itself() {
     let folder = tempfile::tempdir().unwrap();
@@ -119,7 +174,8 @@ fn a_report_has_every_page_and_agrees_with_itself() {
     for part in ["| n64-k16 | 3 |", "Published elsewhere: Others: 4.5 nats (their card).", "3 of the runs are those of elsewhere:"] {
         assert!(page.contains(part), "{part}: {page}");
     }
-    assert!(read("reproduction.md").contains("3.0 times at n = 4096, 8.2 times at n = 8192"), "{}", read("reproduction.md"));
+    assert!(read("reproduction.md").contains("3.0 times at n = 4096"), "{}", read("reproduction.md"));
+    assert!(read("efficiency/page.md").contains("**confirmed at small scale**: 3.0 times at n = 4096."), "{}", read("efficiency/page.md"));
     for (name, text) in super::texts(folder.path()).unwrap() {
         assert_eq!(read(&name), text, "{name}");
     }

@@ -1,0 +1,131 @@
+//! The page of time and memory against n (paper, Table 3 and Figure 2).
+
+use crate::experiments::paper::Table3;
+use crate::log::plot::{LineChart, Series};
+use serde_json::Value;
+
+const MIB: f64 = 1048576.0;
+
+fn cells(record: &Value) -> impl Iterator<Item = &Value> {
+    record["cells"].as_array().into_iter().flatten()
+}
+
+/// A cell by its n and what attends (`materialised`, `fused`, `k=128`, `k=128 stored`).
+pub fn cell<'a>(record: &'a Value, n: i64, attention: &str) -> Option<&'a Value> {
+    cells(record).find(|c| c["n"] == n && c["attention"] == attention)
+}
+
+/// n of the cells, ascending.
+pub fn lengths(record: &Value) -> Vec<i64> {
+    let mut all: Vec<i64> = cells(record).filter_map(|c| c["n"].as_i64()).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// How many times what `attention` takes does `base` take at n: time a token, and memory (the largest batch, the other way round).
+pub fn saved(record: &Value, n: i64, attention: &str, base: &str) -> (Option<f64>, Option<f64>) {
+    let (Some(ours), Some(base)) = (cell(record, n, attention), cell(record, n, base)) else { return (None, None) };
+    let ratio = |a: &Value, b: &Value| a.as_f64().zip(b.as_f64()).map(|(a, b)| a / b);
+    (ratio(&base["microseconds_per_token"], &ours["microseconds_per_token"]), ratio(&ours["largest_batch"], &base["largest_batch"]))
+}
+
+/// What was timed, in words.
+pub fn pass(record: &Value) -> &'static str {
+    match record["efficiency"]["pass"].as_str() {
+        Some("forward_backward") => "forward and backward pass",
+        _ => "forward pass",
+    }
+}
+
+fn number(value: Option<f64>, digits: usize) -> String {
+    value.map_or_else(|| "-".to_string(), |v| format!("{v:.digits$}"))
+}
+
+/// One row a cell, a header first.
+pub fn table(record: &Value) -> Vec<Vec<String>> {
+    let header = [
+        "n",
+        "attention",
+        "us a token",
+        "lowest to highest",
+        "passes",
+        "x materialised",
+        "published",
+        "x fused",
+        "MiB a sequence",
+        "computed",
+        "batch, x materialised",
+        "published",
+    ];
+    std::iter::once(header.map(str::to_string).to_vec()).chain(cells(record).map(|c| row(record, c))).collect()
+}
+
+fn row(record: &Value, cell: &Value) -> Vec<String> {
+    let (n, attention) = (cell["n"].as_i64().unwrap_or(0), cell["attention"].as_str().unwrap_or_default());
+    let k = attention.strip_prefix("k=").and_then(|k| k.trim_end_matches(" stored").parse().ok());
+    let published = k.map_or((None, None), |k| Table3::cell(n, k));
+    let (time, batch) = saved(record, n, attention, "materialised");
+    let mebibytes = |key: &str| cell[key].as_f64().map(|b| b / MIB);
+    let seconds: Vec<f64> = cell["seconds"].as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
+    let a_token = |seconds: f64| seconds * 1e6 / cell["tokens"].as_f64().unwrap_or(f64::NAN);
+    let ends = seconds.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), s| (l.min(*s), h.max(*s)));
+    let microseconds = cell["microseconds_per_token"].as_f64();
+    vec![
+        n.to_string(),
+        attention.into(),
+        microseconds.map_or_else(
+            || format!("out of memory: {} GiB", number(cell["computed_bytes"].as_f64().map(|b| b / MIB / 1024.0), 0)),
+            |t| format!("{t:.2}"),
+        ),
+        if seconds.len() > 1 { format!("{:.2} to {:.2}", a_token(ends.0), a_token(ends.1)) } else { "-".into() },
+        seconds.len().to_string(),
+        number(time.filter(|_| attention != "materialised"), 2),
+        number(published.0, 1),
+        number(saved(record, n, attention, "fused").0.filter(|_| attention != "fused"), 2),
+        number(mebibytes("bytes"), 1),
+        number(mebibytes("computed_bytes"), 1),
+        number(batch.filter(|_| attention != "materialised"), 1),
+        number(published.1, 1),
+    ]
+}
+
+/// What the columns are.
+pub fn notes(record: &Value) -> Vec<String> {
+    let settings = &record["efficiency"];
+    let text = |key: &str| settings[key].as_str().map_or_else(|| settings[key].to_string(), str::to_string);
+    vec![
+        format!(
+            "{} layer(s) of width {}, {} sharing, {}, batches of about {} tokens (fewer where stored scores would not fit); medians of the passes, of which those of one n took turns.",
+            settings["model"]["num_hidden_layers"],
+            settings["model"]["hidden_size"],
+            settings["model"]["attention"]["sharing"].as_str().unwrap_or_default(),
+            text("precision"),
+            text("tokens")
+        ),
+        "materialised: full attention with its scores stored, as the paper's baseline has it. fused: full attention whose scores are never stored, which the paper did not have. k=...: this program's Linformer, which stores none either; k=... stored: a Linformer of libtorch's operations with its scores stored, the paper's own comparison.".into(),
+        format!("out of memory: one sequence would need so much, by computation, and more than {} GiB were not tried.", text("largest_gib")),
+        format!("Memory is the peak of a pass over one sequence beyond the weights, in a process of its own; batches are those that so many fit into {} GiB, not tried themselves.", text("memory_gib")),
+    ]
+}
+
+/// Time a token against n, a curve an attention.
+pub fn time_by_n(record: &Value) -> LineChart {
+    let mut series: Vec<Series> = Vec::new();
+    for cell in cells(record) {
+        let (Some(n), Some(y)) = (cell["n"].as_f64(), cell["microseconds_per_token"].as_f64()) else { continue };
+        let name = cell["attention"].as_str().unwrap_or_default();
+        match series.iter_mut().find(|s| s.name == name) {
+            Some(series) => series.points.push((n, y)),
+            // The paper's own comparison has its place in the table: here it would hide the curves that matter.
+            None if name.ends_with(" stored") => {}
+            None => {
+                let series_of = Series::marked(name, vec![(n, y)]);
+                series.push(if name == "materialised" { series_of.reference() } else { series_of });
+            }
+        }
+    }
+    let mut title = pass(record).to_string();
+    title[..1].make_ascii_uppercase();
+    LineChart { title, x: "n, tokens in a sequence".into(), y: "microseconds a token".into(), log_x: true, log_y: true, series }
+}
