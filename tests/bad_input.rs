@@ -120,7 +120,7 @@ fn checkpoints_that_do_not_fit() {
     lab.write("fine.json", fine.to_string());
     refused_command(&lab, &["finetune", "fine.json", "model.hidden_size=32"], 2, &["model.hidden_size", "found 32", "run has 16"]);
     refused_command(&lab, &["finetune", "fine.json", "run.init_from=nowhere"], 1, &["run.init_from", "nowhere"]);
-    refused_command(&lab, &["finetune", "fine.json", "data.task=periods"], 1, &["no task is named \"periods\"", "period"]);
+    refused_command(&lab, &["finetune", "fine.json", "data.task=periods"], 2, &["no task is named \"periods\"", "period"]);
     refused_command(&lab, &["finetune", "fine.json", "data.sequence_length=99"], 2, &["data.sequence_length", "found 99", "n = 16"]);
     refused_command(&lab, &["finetune", "ok.json"], 2, &["data.task", "pretrain"]);
     refused_command(&lab, &["pretrain", "fine.json"], 2, &["data.task", "finetune"]);
@@ -212,4 +212,15 @@ fn wrong_usage_is_2() {
     assert_eq!(lab.run(&["frobnicate"]).code, 2);
     refused_command(&lab, &["report", "nowhere"], 1, &["nowhere", "no such folder"]);
     refused_command(&lab, &["report", "text"], 1, &["text", "no finished run"]);
+    lab.write("twice.json", "{\"train\": {\"max_steps\": 3},\n \"train\": {\"seed\": 4}}");
+    refused_command(&lab, &["config", "show", "twice.json"], 2, &["twice.json: line 2", "\"train\" stands twice"]);
+    lab.config("c.json", &[]);
+    for (key, value) in [("run.threads", "-1"), ("run.threads", "100000"), ("model.layer_norm_eps", "-1"), ("data.task", "\"sst3\"")] {
+        let set = format!("{key}={value}");
+        let more = if key == "data.task" { vec!["data.corpus=null"] } else { Vec::new() };
+        refused_command(&lab, &[&["config", "show", "c.json", &set][..], &more].concat(), 2, &[key]);
+    }
+    for args in [["--mfu", "5"], ["--mfu", "0"], ["--peak-tflops", "inf"]] {
+        refused_command(&lab, &[&["info", "c.json"][..], &args].concat(), 2, &[args[0]]);
+    }
 }

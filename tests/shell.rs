@@ -95,8 +95,24 @@ fn runs_are_listed_and_compared() {
     let text = lab.ok(&["compare", "runs"]).stdout;
     assert!(text.lines().any(|l| l.split_whitespace().collect::<Vec<_>>() == ["model.attention.k", "4", "2"]), "{text}");
     let ran = lab.run(&["compare", "runs/a"]);
-    assert!(ran.code == 1 && ran.stderr.contains("found 1 run, expected two or more"), "{}", ran.stderr);
+    assert!(ran.code == 2 && ran.stderr.contains("found 1 run, expected two or more"), "{}", ran.stderr);
     assert!(before == common::snapshot(&lab.path("runs")), "listing changed something");
+    // A sweep that takes runs over links them. Under two names a run is one, and links in a circle end.
+    std::fs::create_dir(lab.path("taken")).unwrap();
+    std::os::unix::fs::symlink("../runs/a", lab.path("taken/a")).unwrap();
+    std::os::unix::fs::symlink(".", lab.path("taken/again")).unwrap();
+    let names = |folders: &[&str]| {
+        let rows: Value = serde_json::from_str(&lab.ok(&[&["list", "--json"], folders].concat()).stdout).unwrap();
+        rows.as_array().unwrap().iter().map(|r| r["run"].as_str().unwrap().to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&["taken"]), ["taken/a"]);
+    assert_eq!(names(&["taken", "runs", "runs/a"]), ["runs/a", "runs/deep/b"]);
+    let one = lab.ok(&["report", "runs", "runs/a", "taken", "--out", "report"]).stdout;
+    assert!(one.contains("One seed a model") && !one.contains('±'), "{one}");
+    // A damaged run hides no other.
+    lab.write("runs/deep/b/config.json", "{");
+    let ran = lab.ok(&["list"]);
+    assert!(ran.stderr.contains("runs/deep/b/config.json: damaged") && ran.stdout.contains("runs/a"), "{} {}", ran.stdout, ran.stderr);
 }
 
 /// On a terminal there are styles and a bar, with NO_COLOR neither colour nor bold; without a terminal nothing of the kind.

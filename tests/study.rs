@@ -174,7 +174,10 @@ fn a_sweep_leaves_results_and_a_report_is_made_of_them() {
     let text = lab.ok(&["report", "results"]).stdout;
     assert!(text.contains("On ListOps"), "{text}");
     let page = lab.read("results/listops/page.md");
-    assert!(page.contains("| full | 2 |") && page.contains("Learning rates, chosen on the rows that are not reported"), "{page}");
+    assert!(
+        page.contains("| full | 2 |") && page.contains("Learning rates, of 0.001, 0.003, chosen on the rows that are not reported"),
+        "{page}"
+    );
     assert!(lab.read("results/report.html").contains("prefers-color-scheme: dark"));
     // Keys set on the command line make other results, which must not take the file's place.
     lab.ok(&["sweep", "sweep.json", "train.max_steps=7", "--results", "elsewhere"]);

@@ -14,7 +14,7 @@ pub enum ConfigCommand {
     #[command(after_help = "Examples:
   linformer config show experiments/demo/pretrain.json
   linformer config show mine.json model.attention.k=16 --set-only
-  linformer config show mine.json --json | jq .train.value")]
+  linformer config show mine.json --json | jq .config.train")]
     Show {
         /// Config (JSON)
         config: PathBuf,

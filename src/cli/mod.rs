@@ -26,7 +26,7 @@ use crate::experiments::{self, Finished};
 use crate::native::panics;
 use crate::native::process::leave;
 use crate::train::interrupt::Interrupt;
-use anyhow::{bail, Context, Result};
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use serde_json::Value;
 use std::io::Write;
@@ -378,10 +378,13 @@ fn report(dirs: &[PathBuf], folder: Option<PathBuf>) -> Result<Finished> {
 
 fn info(config: &Path, overrides: &[String], mfu: f64, peak_tflops: Option<f64>, cluster: Option<Cluster>) -> Result<Finished> {
     let (config, origins) = load::load(config, overrides)?;
+    if !(mfu > 0.0 && mfu <= 1.0) {
+        return Err(load::usage(format!("--mfu: found {mfu}, expected a number above 0, at most 1")).into());
+    }
+    if let Some(peak) = peak_tflops.filter(|peak| !(*peak > 0.0 && peak.is_finite())) {
+        return Err(load::usage(format!("--peak-tflops: found {peak}, expected a number above 0")).into());
+    }
     if let Some(cluster) = cluster {
-        if !(mfu > 0.0 && mfu <= 1.0) {
-            bail!("--mfu: found {mfu}, expected a number above 0, at most 1");
-        }
         out(&plan(&config, &origins, &cluster, mfu)?)?;
         return Ok(Finished::Done(Value::Null));
     }
@@ -393,9 +396,6 @@ fn info(config: &Path, overrides: &[String], mfu: f64, peak_tflops: Option<f64>,
             (measured / 1e10).round() / 100.0
         }
     };
-    if !(mfu > 0.0 && peak > 0.0) {
-        bail!("--mfu and --peak-tflops: expected numbers above 0");
-    }
     out(&describe(&config, &origins, Speed { mfu, peak_tflops: peak })?)?;
     Ok(Finished::Done(Value::Null))
 }

@@ -1,6 +1,7 @@
 //! `linformer list`, `compare` and `tensorboard-export`: runs in a table, and their curves.
 
 use super::out;
+use crate::config::load::usage;
 use crate::durable;
 use crate::experiments::curves;
 use crate::experiments::runs::{find, list as table, list_json, Comparison};
@@ -72,7 +73,7 @@ pub fn list(args: ListArgs) -> Result<()> {
 pub fn compare(args: CompareArgs) -> Result<()> {
     let runs = find(&args.runs)?;
     if runs.len() < 2 {
-        bail!("found {} run, expected two or more to compare (see linformer list)", runs.len());
+        return Err(usage(format!("found {} run, expected two or more to compare (see linformer list)", runs.len())).into());
     }
     let comparison = Comparison::of(&runs);
     print(args.json, || comparison.json(), || comparison.text())

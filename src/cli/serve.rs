@@ -1,6 +1,7 @@
 //! `linformer predict`, `fill-mask`, `embed` and `evaluate`: models at work.
 
 use super::{out, say};
+use crate::config::load::usage;
 use crate::experiments::embed::{Embedder, Pooling};
 use crate::experiments::fill_mask::{self, MaskFiller};
 use crate::experiments::parent::config_of;
@@ -74,8 +75,8 @@ pub struct FillMaskArgs {
     /// A text with <mask> in it, or - for a text a line from standard input
     text: String,
     /// Guesses for each mask
-    #[arg(long, short = 'k', default_value_t = 5)]
-    top_k: usize,
+    #[arg(long, short = 'k', default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
+    top_k: u64,
     /// As transformers' pipeline has it: score, token, token_str, sequence
     #[arg(long)]
     json: bool,
@@ -142,17 +143,20 @@ pub fn predict(args: PredictArgs) -> Result<()> {
 }
 
 pub fn evaluate(args: EvaluateArgs) -> Result<()> {
-    let is_override = |text: &String| text.contains('=');
+    // Sweeps write configs with such names.
+    let is_override = |text: &String| text.contains('=') && !Path::new(text).exists();
     let (overrides, tasks): (Vec<String>, Vec<String>) = args.task_and_overrides.into_iter().partition(is_override);
     if let [_, second, ..] = &tasks[..] {
-        bail!("found \"{second}\", expected one task and keys of the form key=value");
+        return Err(usage(format!("found \"{second}\", expected one task and keys of the form key=value")).into());
     }
     let task = tasks.first().map(String::as_str);
     let (config, origins) = config_of(&args.model, &overrides)?;
     let interrupt = Interrupt::default();
     let report = match (&config.data.task, task) {
         (Some(_), task) => predict::Model::open(&args.model, config, &origins)?.evaluate(task, args.train, &interrupt)?,
-        (None, _) if args.train => bail!("--train: {} is a pretrained model, expected one that was fine-tuned", args.model.display()),
+        (None, _) if args.train => {
+            return Err(usage(format!("--train: {} is a pretrained model, expected one that was fine-tuned", args.model.display())).into())
+        }
         (None, Some(name)) if !name.ends_with(".json") => {
             bail!("{}: a pretrained model, found the task \"{name}\", expected a config file with a corpus", args.model.display())
         }
@@ -167,10 +171,11 @@ pub fn evaluate(args: EvaluateArgs) -> Result<()> {
 pub fn fill_mask(args: FillMaskArgs) -> Result<()> {
     let (config, origins) = config_of(&args.model, &args.overrides)?;
     let filler = MaskFiller::open(&args.model, config, &origins)?;
+    let top_k = usize::try_from(args.top_k).unwrap_or(usize::MAX);
     if args.text == "-" {
-        return fill_lines(&filler, args.top_k);
+        return fill_lines(&filler, top_k);
     }
-    for masks in filler.fill(&[filler.read(&args.text)?], args.top_k)? {
+    for masks in filler.fill(&[filler.read(&args.text)?], top_k)? {
         out(&match args.json {
             true => serde_json::to_string_pretty(&fill_mask::to_json(&masks))? + "\n",
             false => fill_mask::to_table(&masks),

@@ -1,6 +1,7 @@
 //! From files and overrides to a checked [`Config`].
 
 use super::schema::Config;
+use super::strict;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -19,6 +20,14 @@ pub enum ConfigError {
     Key { origin: String, key: String, message: String },
     #[error("{text}: not of the form key=value (for example train.seed=1)")]
     Override { text: String },
+    /// Of a command's arguments.
+    #[error("{0}")]
+    Usage(String),
+}
+
+/// A command that was called wrongly: exit code 2.
+pub fn usage(message: impl Into<String>) -> ConfigError {
+    ConfigError::Usage(message.into())
 }
 
 /// Where each key was set last: a file's name or `command line`.
@@ -110,7 +119,13 @@ impl Raw {
         if key.is_empty() || key.split('.').any(str::is_empty) {
             return Err(bad());
         }
-        let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.into()));
+        let value = match strict::from_str(value) {
+            Ok(value) => value,
+            Err(error) if error.to_string().contains("stands twice") => {
+                return Err(ConfigError::Key { origin: "command line".into(), key: key.into(), message: error.to_string() })
+            }
+            Err(_) => Value::String(value.into()),
+        };
         self.set(key, value, "command line");
         Ok(())
     }
@@ -155,7 +170,7 @@ pub fn load(path: &Path, overrides: &[String]) -> Result<(Config, Origins), Conf
 
 pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>, ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.into(), source })?;
-    match serde_json::from_str(&text) {
+    match strict::from_str(&text) {
         Ok(Value::Object(mut object)) => {
             // For editors: where the schema of this file is.
             object.shift_remove("$schema");

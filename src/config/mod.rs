@@ -2,7 +2,7 @@
 //! `key=value`, and errors that name the file, the key and the nearest right one.
 //!
 //! [`load`] merges files and overrides, [`schema`] holds the keys with their defaults ([`ranks`] those of many processes), [`validate`]
-//! refuses what cannot be trained, [`precision`] knows what this machine is good at, [`sweep`] expands a grid, [`json_schema`] tells
+//! refuses what cannot be trained, [`strict`] reads JSON in which no key stands twice, [`precision`] knows what this machine is good at, [`sweep`] expands a grid, [`json_schema`] tells
 //! editors the keys.
 
 pub mod json_schema;
@@ -11,6 +11,7 @@ pub mod model;
 pub mod precision;
 pub mod ranks;
 pub mod schema;
+pub mod strict;
 pub mod sweep;
 pub mod validate;
 

@@ -3,6 +3,7 @@
 use super::load::{ConfigError, Origins};
 use super::model::{AttentionKind, BiasOrder, KSpec, Model, Order, Projection, Sharing};
 use super::schema::{Config, OwnTask, TaskChoice};
+use crate::data::tasks::row;
 use crate::eval::Metric;
 
 type Checked = Result<(), ConfigError>;
@@ -17,6 +18,8 @@ impl Config {
         self.validate_data(origins)?;
         self.validate_train(origins)?;
         self.validate_ranks(origins)?;
+        at_least(origins, "run.threads", self.run.threads, 0)?;
+        at_most(origins, "run.threads", self.run.threads, MOST_THREADS)?;
         parse_device(&self.run.device)
             .map(|_| ())
             .ok_or_else(|| origins.error("run.device", format!("found \"{}\", expected cpu, cuda or cuda:N", self.run.device)))
@@ -59,7 +62,10 @@ impl Config {
         }
         match &data.task {
             Some(TaskChoice::Own(task)) => self.validate_task(task, origins),
-            _ => Ok(()),
+            Some(TaskChoice::Named(name)) => {
+                row(name).map(|_| ()).map_err(|e| origins.error("data.task", e.to_string().trim_start_matches("data.task: ")))
+            }
+            None => Ok(()),
         }
     }
 
@@ -84,6 +90,9 @@ impl Config {
                 let message = format!("found {name} with {classes} labels, expected accuracy, f1_macro or matthews with 2 or more, f1 with 2, pearson or spearman with none");
                 return Err(origins.error(key, message));
             }
+        }
+        if let Some(label) = task.labels.iter().find(|label| !is_label(label)) {
+            return Err(origins.error("data.task.labels", format!("found {label:?}, expected text on one line without tabs")));
         }
         if let Some((_, twice)) = task.labels.iter().enumerate().find(|(i, label)| task.labels[..*i].contains(label)) {
             return Err(origins.error("data.task.labels", format!("found \"{twice}\" twice, expected distinct labels")));
@@ -198,6 +207,9 @@ impl Model {
                 format!("found {}, expected a divisor of model.hidden_size = {}", self.num_attention_heads, self.hidden_size),
             ));
         }
+        if !(self.layer_norm_eps > 0.0 && self.layer_norm_eps.is_finite()) {
+            return Err(origins.error("model.layer_norm_eps", format!("found {}, expected a number above 0", self.layer_norm_eps)));
+        }
         if self.position_init_base.is_nan() || self.position_init_base <= 1.0 {
             return Err(origins.error("model.position_init_base", format!("found {}, expected a number above 1", self.position_init_base)));
         }
@@ -293,6 +305,7 @@ fn at_least(origins: &Origins, key: &str, found: i64, least: i64) -> Checked {
 /// What no model has and no machine holds: a mistake in the file, found before anything is counted or allocated.
 const LARGEST_DIMENSION: i64 = 1 << 26;
 const MOST_LAYERS: i64 = 10_000;
+const MOST_THREADS: i64 = 1024;
 
 fn at_most(origins: &Origins, key: &str, found: i64, most: i64) -> Checked {
     if found > most {
@@ -308,4 +321,9 @@ pub fn parse_device(text: &str) -> Option<tch::Device> {
         "cuda" => Some(tch::Device::Cuda(0)),
         _ => text.strip_prefix("cuda:")?.parse().ok().map(tch::Device::Cuda),
     }
+}
+
+/// Whether a label can stand in a cell of a TSV file.
+pub fn is_label(text: &str) -> bool {
+    !text.is_empty() && !text.chars().any(char::is_control)
 }

@@ -34,13 +34,15 @@ pub enum DataError {
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
     #[error(
-        "{path}: line {line}: not UTF-8 at byte {offset}; convert the file (for example with iconv -t UTF-8), or set on_error to skip"
+        "{path}: line {line}: not UTF-8 at byte {offset}; convert the file (for example with iconv -t UTF-8), or set data.on_error to skip"
     )]
     InvalidUtf8 { path: PathBuf, line: usize, offset: usize },
     #[error("{path}: line {line}: a NUL byte at byte {offset}; is this a text file?")]
     NulByte { path: PathBuf, line: usize, offset: usize },
     #[error("{path}: damaged or cut off ({what}: {message}); fetch or write it again")]
     Damaged { path: PathBuf, what: String, message: String },
+    #[error("{path}: line {line}: a quote opens here and is never closed; close it, or double it (\"\") where it is part of the text")]
+    Unclosed { path: PathBuf, line: usize },
     #[error("{path}: line {line}: {message}")]
     TooLong { path: PathBuf, line: usize, message: String },
     #[error("data.cache_dir: {path}: {source}; prepared corpora are written there: give a folder that can be written")]

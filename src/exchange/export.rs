@@ -271,7 +271,10 @@ fn write_tokenizer(folder: &Path, trained: &Trained, tokenizer: &Tokenizer) -> R
         let types = has_segments.then_some("token_type_ids");
         let inputs: Vec<&str> = ["input_ids"].into_iter().chain(types).chain(["attention_mask"]).collect();
         tokens.insert("tokenizer_class".into(), json!("PreTrainedTokenizerFast"));
-        tokens.insert("model_max_length".into(), json!(trained.config.model.sequence_length()));
+        // What a classifier's run cut its texts to they are cut to there.
+        let Config { data, model, .. } = &trained.config;
+        let longest = if data.task.is_some() { data.sequence_length.min(model.sequence_length()) } else { model.sequence_length() };
+        tokens.insert("model_max_length".into(), json!(longest));
         tokens.insert("model_input_names".into(), json!(inputs));
         tokens.insert("clean_up_tokenization_spaces".into(), json!(false));
     }

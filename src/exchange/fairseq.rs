@@ -131,10 +131,12 @@ impl<'a> Names<'a> {
     }
 
     fn attention(&self, n: i64) -> Result<Attention, ExchangeError> {
-        if !self.has("layers.0.self_attn.compress_k.weight") {
+        // Of any layer: one that is missing in the first must not pass for a model without.
+        let any_has = |part: &str| self.source.names().any(|name| name.contains(part) && name.ends_with(".weight"));
+        if !any_has(".compress_k.") && !any_has(".compress_v.") && !self.has("compress_layer.weight") {
             return Ok(Attention { kind: AttentionKind::Full, ..Attention::default() });
         }
-        let sharing = match (self.has("compress_layer.weight"), self.has("layers.0.self_attn.compress_v.weight")) {
+        let sharing = match (self.has("compress_layer.weight"), any_has(".compress_v.")) {
             (true, _) => Sharing::Layerwise,
             (false, true) => Sharing::Headwise,
             (false, false) => Sharing::KeyValue,

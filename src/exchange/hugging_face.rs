@@ -5,6 +5,7 @@
 use super::names::Family;
 use super::source::{read_json, Source};
 use super::{ExchangeError, Head};
+use crate::config::validate::is_label;
 use crate::config::{Attention, AttentionKind, HiddenAct, Model, Origins};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -215,6 +216,9 @@ fn head(keys: &Keys, family: Family, architecture: &str, source: &Source) -> Res
 fn labels(keys: &Keys, outputs: i64) -> Result<Vec<String>, ExchangeError> {
     let named: Map<String, Value> = keys.get("id2label", Map::new(), "an object {id: label}")?;
     let label = |id: i64| match named.get(&id.to_string()) {
+        Some(Value::String(label)) if !is_label(label) => {
+            Err(keys.error("id2label", format!("has {label:?} for {id}, expected text on one line without tabs")))
+        }
         Some(Value::String(label)) => Ok(label.clone()),
         None if named.is_empty() => Ok(format!("LABEL_{id}")),
         _ => Err(keys.error("id2label", format!("has no label for {id}; the weights have {outputs} outputs"))),

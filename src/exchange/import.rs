@@ -50,6 +50,8 @@ pub struct Imported {
     pub report: Report,
     /// Files that say what the tokenizer's special tokens are, to be kept beside it: name and text.
     side_files: Vec<(String, Vec<u8>)>,
+    /// Tokens that a classifier's texts are cut to, where its checkpoint says so.
+    longest: Option<i64>,
 }
 
 /// What became of every tensor.
@@ -111,7 +113,7 @@ pub fn import(request: &Request, progress: &mut dyn FnMut(&str)) -> Result<Impor
             (turned.model, turned.parameters)
         }
     };
-    Ok(Imported { model, head, parameters, tokenizer, report, side_files })
+    Ok(Imported { model, head, parameters, tokenizer, report, side_files, longest: longest(&request.source) })
 }
 
 /// An encoder and all weights of its model.
@@ -289,16 +291,25 @@ pub fn name_of(folder: &Path) -> String {
 /// The run that the Hugging Face checkpoint in `folder` would be before its first step; no weight is read.
 pub fn described(folder: &Path) -> Result<Config, ExchangeError> {
     let Description { model, head, .. } = hugging_face::describe(folder, &Source::open(folder)?)?;
-    Ok(config(&model, &head, &name_of(folder)))
+    Ok(config(&model, &head, &name_of(folder), longest(folder)))
 }
 
-fn config(model: &Model, head: &Head, name: &str) -> Config {
+/// To how many tokens the tokenizer beside the weights cuts texts, if it says so.
+fn longest(folder: &Path) -> Option<i64> {
+    let text = std::fs::read_to_string(folder.join("tokenizer_config.json")).ok()?;
+    let length = serde_json::from_str::<Value>(&text).ok()?["model_max_length"].as_f64()?;
+    // Without a limit transformers writes 1e30.
+    (4.0..1e9).contains(&length).then_some(length as i64)
+}
+
+fn config(model: &Model, head: &Head, name: &str, longest: Option<i64>) -> Config {
     let mut config = Config { model: model.clone(), ..Config::default() };
     config.data.sequence_length = model.sequence_length();
     let none = || OneOrMany::Many(Vec::new());
     match head {
         Head::None | Head::MaskedLm => config.data.corpus = Some(none()),
         head => {
+            config.data.sequence_length = model.sequence_length().min(longest.unwrap_or(i64::MAX));
             let (kind, labels) = match head {
                 Head::Classification { labels } => (TaskKind::Classification, labels.clone()),
                 _ => (TaskKind::Regression, Vec::new()),
@@ -326,7 +337,7 @@ fn config(model: &Model, head: &Head, name: &str) -> Config {
 impl Imported {
     /// The run that this model would be before its first step.
     pub fn config(&self, name: &str) -> Config {
-        config(&self.model, &self.head, name)
+        config(&self.model, &self.head, name, self.longest)
     }
 
     /// Writes the model folder: whole, or not at all. `out` must not exist.

@@ -3,6 +3,7 @@
 use super::parent::Parent;
 use super::setup::device;
 use super::texts::Texts;
+use crate::config::load::usage;
 use crate::config::{Config, Origins};
 use crate::data::batch::{batches_by_length, TaskBatch};
 use crate::data::tasks::layout::{segments, Layout};
@@ -14,7 +15,7 @@ use crate::durable::publish;
 use crate::model::weights::Select;
 use crate::model::{Encoder, Input, Parameters, Pass};
 use crate::train::trainer::kind_of;
-use anyhow::{bail, Context, Result};
+use anyhow::{Context, Result};
 use serde_json::json;
 use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
@@ -120,9 +121,11 @@ impl VectorFile {
     fn create(path: &Path, width: i64, pooling: Pooling) -> Result<Self> {
         let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
         if !["npy", "safetensors"].contains(&ending) {
-            bail!("--out {}: expected a name that ends in .safetensors or .npy", path.display());
+            return Err(usage(format!("--out {}: expected a name that ends in .safetensors or .npy", path.display())).into());
         }
-        let aside = path.with_extension(format!("{ending}.tmp"));
+        // A file of the user's may be called .tmp, another process may write beside this one.
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let aside = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
         let file = File::create(&aside).with_context(|| aside.display().to_string())?;
         let mut file = Self { out: BufWriter::new(file), path: path.into(), aside, is_npy: ending == "npy", width, pooling, rows: 0 };
         file.out.write_all(&[0; HEADER])?;

@@ -131,7 +131,7 @@ impl MaskFiller {
         let shown = logits.softmax(-1, Kind::Float).index_fill(1, &Tensor::from_slice(&banned).to_device(self.device), -1.0);
         // The embedding may have more rows than the tokenizer has tokens.
         let known = shown.narrow(1, 0, shown.size()[1].min(self.tokenizer.vocab_size() as i64));
-        let (values, ids) = known.topk((top_k as i64).clamp(1, known.size()[1]), 1, true, true);
+        let (values, ids) = known.topk(i64::try_from(top_k).unwrap_or(i64::MAX).clamp(1, known.size()[1]), 1, true, true);
         let flat = |tensor: Tensor| tensor.to_device(Device::Cpu).contiguous().view(-1);
         Ok((Vec::try_from(flat(values.to_kind(Kind::Double)))?, Vec::try_from(flat(ids))?))
     }
@@ -147,11 +147,16 @@ impl MaskFiller {
     }
 }
 
+/// Line breaks and the like as `\n`.
+fn on_one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
+}
+
 /// The guesses for people: a block for each mask.
 pub fn to_table(masks: &[Vec<Guess>]) -> String {
     let block = |guesses: &Vec<Guess>| {
         let header = ["text", "token", "probability"].map(str::to_string).to_vec();
-        let row = |g: &Guess| vec![g.filled.clone(), format!("{:?}", g.text), format!("{:.4}", g.probability)];
+        let row = |g: &Guess| vec![on_one_line(&g.filled), format!("{:?}", g.text), format!("{:.4}", g.probability)];
         align(std::iter::once(header).chain(guesses.iter().map(row)).collect())
     };
     masks.iter().map(block).collect::<Vec<_>>().join("\n")

@@ -1,7 +1,7 @@
 //! The model that others start from or that is put to work: a run, one of its checkpoints, a model folder, or a checkpoint of
 //! `transformers` as it lies there.
 
-use crate::config::load::Raw;
+use crate::config::load::{usage, Raw};
 use crate::config::precision::prefer_fast;
 use crate::config::{Config, Model, Origins};
 use crate::digest::{file_sha256, sha256};
@@ -64,6 +64,9 @@ pub fn config_of(model: &Path, overrides: &[String]) -> Result<(Config, Origins)
         raw.merge(config, &file.display().to_string());
     }
     prefer_fast(&mut raw);
+    if let Some(key) = overrides.iter().find(|text| text.starts_with("model.")) {
+        return Err(usage(format!("{key}: the model comes as it was trained, expected keys of data, train or run")).into());
+    }
     overrides.iter().try_for_each(|text| raw.apply(text))?;
     Ok(raw.into_config()?)
 }

@@ -4,7 +4,8 @@ use super::classifier::{Classifier, Output};
 use super::parent::Parent;
 use super::setup::device;
 use super::texts::{Texts, CHUNK};
-use crate::config::{load, Config, OnError, Origins, TaskChoice};
+use crate::config::load::{self, usage};
+use crate::config::{Config, OnError, Origins, TaskChoice};
 use crate::data::tasks::prepared::{prepare, sequences, Prepared, Rows, Settings};
 use crate::data::tasks::rows::{read, Skipped, TextRow, Want};
 use crate::data::tasks::{row, Split, TaskSpec};
@@ -50,6 +51,7 @@ impl Model {
         let spec = TaskSpec::find(&choice, &config.data.task_dir)?;
         let tokenizer = Tokenizer::load(&parent.tokenizer)?;
         config.model = parent.model.clone();
+        config.model.validate(origins, config.data.sequence_length)?;
         let mut parameters = Parameters::uninitialised(device);
         let classifier = Classifier::new(&mut parameters, &config, spec.outputs(), &tokenizer);
         parent.load(&parameters, Select::All)?;
@@ -130,6 +132,13 @@ impl Model {
     pub fn submit(&self, task: Option<&str>, folder: &Path) -> Result<Vec<PathBuf>> {
         let other = task.map(|task| self.other_task(task)).transpose()?;
         let spec = other.as_ref().unwrap_or(&self.spec);
+        if spec.scored.iter().all(|split| split.files.is_empty()) {
+            return Err(usage(format!(
+                "{}: the model comes without rows to score; name a task, or give keys such as data.task.dev=dev.tsv",
+                self.checkpoint.display()
+            ))
+            .into());
+        }
         if spec.tests.is_empty() {
             bail!("{} has no test split; give a file, or data.task.test", spec.name);
         }

@@ -1,6 +1,7 @@
 //! One table, plots and a page from the folders of finished runs.
 
 use super::paper::FIGURE_3;
+use super::runs::folders_below;
 use crate::durable::replace;
 use crate::eval::mean_and_deviation;
 use crate::log::jsonl;
@@ -67,18 +68,13 @@ pub struct Report {
 impl Report {
     /// From every run below `dirs` that has a summary.
     pub fn read(dirs: &[PathBuf]) -> Result<Self> {
-        let mut runs = Vec::new();
-        for dir in dirs {
-            if !dir.is_dir() {
-                bail!("{}: no such folder", dir.display());
-            }
-            find_runs(dir, &mut runs)?;
-        }
+        let finished = |dir: &Path| read_summary(dir).filter(|s| s["kind"].is_string());
+        let folders = folders_below(dirs, &|dir| finished(dir).is_some())?;
+        let runs: Vec<Run> = folders.into_iter().filter_map(|dir| Some(Run { summary: finished(&dir)?, dir })).collect();
         if runs.is_empty() {
             let all = dirs.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(", ");
             bail!("{all}: no finished run (a folder with summary.json) is here");
         }
-        runs.sort_by(|a, b| a.dir.cmp(&b.dir));
         let tasks = runs
             .iter()
             .filter(|r| r.text("kind") == "finetune")
@@ -322,20 +318,6 @@ fn spread(values: Option<&Vec<f64>>, digits: usize) -> String {
         Some((mean, None)) => number(mean),
         Some((mean, Some(deviation))) => format!("{} ± {}", number(mean), number(deviation)),
     }
-}
-
-fn find_runs(dir: &Path, runs: &mut Vec<Run>) -> Result<()> {
-    if let Some(summary) = read_summary(dir).filter(|s| s["kind"].is_string()) {
-        runs.push(Run { dir: dir.into(), summary });
-        return Ok(());
-    }
-    for entry in fs::read_dir(dir).with_context(|| dir.display().to_string())? {
-        let path = entry?.path();
-        if path.is_dir() {
-            find_runs(&path, runs)?;
-        }
-    }
-    Ok(())
 }
 
 /// Pretrained models in the order of their cost, each with the scores of what was fine-tuned from it; then models that

@@ -8,6 +8,7 @@ use anyhow::{bail, Context, Result};
 use serde_json::{json, Map, Value};
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 /// How a run stands.
@@ -46,7 +47,11 @@ impl Run {
     pub fn read(path: &Path) -> Result<Self> {
         let file = path.join("config.json");
         let text = fs::read_to_string(&file).with_context(|| format!("{}: not a run's folder", path.display()))?;
-        let config: Value = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
+        let config: Value = serde_json::from_str(&text).unwrap_or_else(|error| {
+            // The other runs are shown all the same.
+            let _ = writeln!(std::io::stderr(), "linformer: {}: damaged: {error}", file.display());
+            json!({})
+        });
         let summary = read_summary(path).unwrap_or_default();
         let status = match (is_running(path), summary.is_object()) {
             (true, _) => Status::Running,
@@ -115,29 +120,41 @@ impl Run {
 
 /// Every run below `folders`, by path. A run within a run is not looked for.
 pub fn find(folders: &[PathBuf]) -> Result<Vec<Run>> {
-    let mut runs = Vec::new();
+    let is_run = |folder: &Path| folder.join("config.json").exists() && folder.join("inputs.json").exists();
+    folders_below(folders, &is_run)?.iter().map(|folder| Run::read(folder)).collect()
+}
+
+/// The folders below some that are what is looked for, by path, each once: links are followed, and one under two names is taken
+/// by that which is none. Below one of them no other is looked for.
+pub fn folders_below(folders: &[PathBuf], is_one: &dyn Fn(&Path) -> bool) -> Result<Vec<PathBuf>> {
+    let mut seen = BTreeSet::new();
+    let mut found = Vec::new();
+    let mut waiting = Vec::new();
     for folder in folders {
         if !folder.is_dir() {
             bail!("{}: no such folder; runs are below runs/ unless run.dir says otherwise", folder.display());
         }
-        find_below(folder, &mut runs)?;
+        waiting.push(folder.clone());
     }
-    runs.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(runs)
-}
-
-fn find_below(folder: &Path, runs: &mut Vec<Run>) -> Result<()> {
-    if folder.join("config.json").exists() && folder.join("inputs.json").exists() {
-        runs.push(Run::read(folder)?);
-        return Ok(());
-    }
-    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
-        let path = entry?.path();
-        if path.is_dir() && !path.is_symlink() {
-            find_below(&path, runs)?;
+    let mut links = Vec::new();
+    loop {
+        let Some(folder) = waiting.pop().or_else(|| links.pop()) else { break };
+        if !seen.insert(folder.canonicalize().with_context(|| folder.display().to_string())?) {
+            continue;
+        }
+        if is_one(&folder) {
+            found.push(folder);
+            continue;
+        }
+        for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+            let path = entry?.path();
+            if path.is_dir() {
+                if path.is_symlink() { &mut links } else { &mut waiting }.push(path);
+            }
         }
     }
-    Ok(())
+    found.sort();
+    Ok(found)
 }
 
 /// One line a run.

@@ -103,6 +103,10 @@ fn an_imported_model_predicts_is_fine_tuned_and_trained_on() {
     lab.ok(&["finetune", "f.json", "--quiet"]);
     lab.ok(&["export", "tuned", "--out", "tuned-hf"]);
     assert_eq!(lab.json("tuned-hf/config.json")["id2label"], json!({"0": "0", "1": "1"}));
+    // Texts longer than the run's 12 tokens are cut there too, here and in transformers.
+    assert_eq!(lab.json("tuned-hf/tokenizer_config.json")["model_max_length"], 12);
+    lab.write("long.txt", "the ship sailed and it was cold but calm and the ship sailed on and on\nit was cold\n");
+    assert_eq!(lab.ok(&["predict", "tuned", "long.txt"]).stdout, lab.ok(&["predict", "tuned-hf", "long.txt"]).stdout);
 
     let config = json!({"data": {"corpus": "text", "sequence_length": 12, "cache_dir": "cache", "validation_fraction": 0.2}, "train": train,
         "run": {"init_from": "bert_encoder", "dir": "on"}});

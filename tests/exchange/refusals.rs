@@ -125,3 +125,32 @@ fn hostile_weights_are_errors() {
         assert!(found.contains("hostile"), "{found}");
     }
 }
+
+/// A tensor that is missing in the first layer alone makes no other model of it.
+#[test]
+fn half_a_compression_is_refused() {
+    let lab = Lab::new();
+    for (name, missing) in [("fairseq_headwise", "compress_k"), ("fairseq_headwise", "compress_v"), ("fairseq_key_value", "compress_k")] {
+        for (path, bytes) in snapshot(&fixture(name)) {
+            lab.write(&format!("half/{}", path.file_name().unwrap().to_str().unwrap()), bytes);
+        }
+        let file = lab.path("half/model.safetensors");
+        let all = tensors(&file);
+        let first = all.iter().find(|(n, _)| n.contains(&format!("layers.0.self_attn.{missing}.weight"))).unwrap().0.clone();
+        let rest: Vec<&(String, Tensor)> = all.iter().filter(|(n, _)| *n != first).collect();
+        assert_eq!(rest.len() + 1, all.len());
+        let named: Vec<(&str, &Tensor)> = rest.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        Tensor::write_safetensors(&named, &file).unwrap();
+        let message = take(lab.path("half"), From::Fairseq).err().expect("it was taken");
+        assert!(message.contains(&format!("layers.0.self_attn.{missing}")), "{name}: {message}");
+    }
+}
+
+#[test]
+fn labels_that_break_a_line_are_refused() {
+    let lab = Lab::new();
+    for label in ["a\tb", "x\ny", ""] {
+        changed(&lab, "roberta_classifier", "labels", &[("id2label", json!({"0": label, "1": "b", "2": "c"}))]);
+        assert!(refusal(&lab, "labels").contains("id2label"));
+    }
+}

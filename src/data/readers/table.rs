@@ -45,10 +45,11 @@ fn without_position(error: &serde_json::Error) -> String {
     format!("{} at column {}", text.trim_end_matches(&place), error.column())
 }
 
-/// Tab-separated, one row a line. Blank lines are passed over.
+/// Tab-separated, one row a line. Blank lines are passed over, but not those of a file of one column: there they are rows.
 pub fn tsv(path: &Path, options: &Options) -> Result<Rows, DataError> {
     let path: Arc<Path> = path.into();
-    let mut lines = Lines::open(&path, options.max_record)?.filter(|l| !matches!(l, Ok(l) if l.text.is_empty())).peekable();
+    let is_blank = |l: &Result<lines::Line, DataError>| matches!(l, Ok(l) if l.text.is_empty());
+    let mut lines = Lines::open(&path, options.max_record)?.skip_while(is_blank).peekable();
     let first = match lines.peek() {
         Some(Ok(line)) => line.text.split('\t').map(str::to_string).collect(),
         Some(Err(_)) => return Err(lines.next().and_then(Result::err).unwrap_or_else(|| empty(&path))),
@@ -59,7 +60,8 @@ pub fn tsv(path: &Path, options: &Options) -> Result<Rows, DataError> {
     }
     let columns = names(first, options.header);
     let shared = columns.clone();
-    let records = lines.map(move |line| {
+    let is_single = columns.len() == 1;
+    let records = lines.filter(move |l| is_single || !is_blank(l)).map(move |line| {
         let line = line?;
         let fields = line.text.split('\t').map(str::to_string).collect();
         row(&path, line.number, &shared, fields)
@@ -67,7 +69,7 @@ pub fn tsv(path: &Path, options: &Options) -> Result<Rows, DataError> {
     Ok(Rows { columns: Some(columns), records: Box::new(records) })
 }
 
-/// Comma-separated with quotes; a field in quotes may hold commas, quotes (doubled) and line breaks.
+/// Comma-separated with quotes; a field in quotes may hold commas, quotes (doubled) and line breaks. Blank lines as in [`tsv`].
 pub fn csv(path: &Path, options: &Options) -> Result<Rows, DataError> {
     let mut reader = Csv::open(path, options.max_record)?;
     let (line, first) = match reader.next() {
@@ -75,6 +77,7 @@ pub fn csv(path: &Path, options: &Options) -> Result<Rows, DataError> {
         None => return Err(empty(path)),
     };
     let columns = names(first.clone(), options.header);
+    reader.blank_lines_are_rows = columns.len() == 1;
     let kept = (!options.header).then_some(Ok((line, first)));
     let (path, shared): (Arc<Path>, _) = (path.into(), columns.clone());
     let records = kept.into_iter().chain(reader).map(move |record| {
@@ -111,15 +114,35 @@ struct Csv {
     budget: Arc<AtomicUsize>,
     limit: usize,
     finished: bool,
+    /// Of a file of one column.
+    blank_lines_are_rows: bool,
+    /// The line after the last record that was given.
+    next_line: u64,
+    /// From there to here lines are blank.
+    blank_until: u64,
+    /// The record behind them.
+    waiting: Option<(u64, Vec<String>)>,
 }
 
 impl Csv {
     fn open(path: &Path, limit: usize) -> Result<Self, DataError> {
         let budget = Arc::new(AtomicUsize::new(limit));
         let input = BufReader::with_capacity(1 << 16, source::open(path)?.bytes);
-        let plain = Plain { input, left: budget.clone(), return_held: false, last: b'\n' };
+        let plain = Plain { input, left: budget.clone(), return_held: false, last: b'\n', quotes: Quotes::default() };
         let reader = ReaderBuilder::new().has_headers(false).flexible(true).from_reader(plain);
-        Ok(Self { path: path.into(), reader, record: ByteRecord::new(), budget, limit, finished: false })
+        let record = ByteRecord::new();
+        Ok(Self {
+            path: path.into(),
+            reader,
+            record,
+            budget,
+            limit,
+            finished: false,
+            blank_lines_are_rows: false,
+            next_line: 1,
+            blank_until: 0,
+            waiting: None,
+        })
     }
 
     fn read(&mut self) -> Result<Option<(u64, Vec<String>)>, DataError> {
@@ -146,7 +169,10 @@ impl Csv {
                         let message = format!("{} (a quote that is never closed?)", lines::too_long(self.limit));
                         DataError::TooLong { path: self.path.to_path_buf(), line: before as usize, message }
                     }
-                    csv::ErrorKind::Io(e) => source::damaged(&self.path, e),
+                    csv::ErrorKind::Io(e) => match e.get_ref().and_then(|e| e.downcast_ref::<Unclosed>()) {
+                        Some(unclosed) => DataError::Unclosed { path: self.path.to_path_buf(), line: unclosed.0 },
+                        None => source::damaged(&self.path, e),
+                    },
                     other => bad(before, format!("{other:?}")),
                 })
             }
@@ -158,12 +184,29 @@ impl Iterator for Csv {
     type Item = Result<(u64, Vec<String>), DataError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.finished {
-            return None;
+        loop {
+            if self.next_line < self.blank_until {
+                self.next_line += 1;
+                return Some(Ok((self.next_line - 1, vec![String::new()])));
+            }
+            if let Some(record) = self.waiting.take() {
+                self.next_line = self.reader.position().line();
+                return Some(Ok(record));
+            }
+            if self.finished {
+                return None;
+            }
+            let record = match self.read().transpose() {
+                Some(Err(error)) => return Some(Err(error)),
+                Some(Ok(record)) => Some(record),
+                None => None,
+            };
+            self.finished |= record.is_none();
+            if self.blank_lines_are_rows {
+                self.blank_until = record.as_ref().map_or_else(|| self.reader.position().line(), |(line, _)| *line);
+            }
+            self.waiting = record;
         }
-        let record = self.read().transpose();
-        self.finished |= record.is_none();
-        record
     }
 }
 
@@ -175,11 +218,59 @@ struct Plain {
     /// A `\r` was read, and what follows it not yet.
     return_held: bool,
     last: u8,
+    quotes: Quotes,
 }
+
+/// Where a quote is open, by the rules of the crate: it opens at the beginning of a field only, and a doubled one closes nothing.
+#[derive(Default)]
+struct Quotes {
+    state: Quoting,
+    /// Line breaks so far.
+    lines: usize,
+    /// The line on which the last quote opened.
+    opened: usize,
+}
+
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Quoting {
+    #[default]
+    FieldBegins,
+    InField,
+    InQuotes,
+    QuoteInQuotes,
+}
+
+impl Quotes {
+    fn follow(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.state = match (self.state, byte) {
+                (Quoting::InQuotes, b'"') => Quoting::QuoteInQuotes,
+                (Quoting::InQuotes, _) => Quoting::InQuotes,
+                (_, b',' | b'\n') => Quoting::FieldBegins,
+                (Quoting::QuoteInQuotes, b'"') => Quoting::InQuotes,
+                (Quoting::FieldBegins, b'"') => {
+                    self.opened = self.lines + 1;
+                    Quoting::InQuotes
+                }
+                _ => Quoting::InField,
+            };
+            self.lines += usize::from(*byte == b'\n');
+        }
+    }
+}
+
+/// At the end of the file a quote is open, since this line.
+#[derive(Debug, thiserror::Error)]
+#[error("a quote that opens on line {0} is never closed")]
+struct Unclosed(usize);
 
 impl Read for Plain {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let count = self.copy(out)?;
+        self.quotes.follow(&out[..count]);
+        if count == 0 && self.quotes.state == Quoting::InQuotes {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, Unclosed(self.quotes.opened)));
+        }
         let left = self.left.load(Ordering::Relaxed);
         if count > left {
             return Err(io::ErrorKind::FileTooLarge.into());

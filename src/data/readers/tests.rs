@@ -234,3 +234,30 @@ fn compressed_tables_are_tables() {
     let path = folder.file("a.csv.zst", packed(b"text\n\"a,b\"\n", Compression::Zstd));
     assert_eq!(texts(&path, "text"), [(2, "a,b".to_string())]);
 }
+
+#[test]
+fn a_quote_that_is_never_closed_is_named_where_it_opens() {
+    let folder = Folder::new();
+    let cases = [
+        ("x,text\n1,\"unclosed\n2,foo\n3,bar\n", 2),
+        ("text\n\"a \"\"b\"\"\"\n\"two\nlines\"\nplain \"quote\n\"open", 6),
+        ("x,text\n1,a\n2,\"b", 3),
+    ];
+    for (i, (text, line)) in cases.into_iter().enumerate() {
+        let path = folder.file(&format!("{i}.csv"), text);
+        let found = messages(&path, &Options::columns(&["text"]));
+        assert!(found.len() == 1 && found[0].contains(&format!("line {line}: a quote opens here and is never closed")), "{found:?}");
+    }
+}
+
+#[test]
+fn blank_lines_of_one_column_are_rows() {
+    let folder = Folder::new();
+    let expected = [(2, "b"), (3, ""), (4, "c"), (5, ""), (6, "")].map(|(line, text)| (line, text.to_string()));
+    for name in ["one.tsv", "one.csv"] {
+        assert_eq!(texts(&folder.file(name, "text\r\nb\r\n\r\nc\r\n\r\n\r\n"), "text"), expected, "{name}");
+    }
+    let two = [(2, "b"), (4, "c")].map(|(line, text)| (line, text.to_string()));
+    assert_eq!(texts(&folder.file("two.tsv", "text\tx\nb\t1\n\nc\t2\n\n"), "text"), two);
+    assert_eq!(texts(&folder.file("two.csv", "text,x\nb,1\n\nc,2\n\n"), "text"), two);
+}

@@ -8,6 +8,7 @@ use serde_json::{json, Map, Value};
 use std::path::Path;
 use tokenizers::models::bpe::BPE;
 use tokenizers::models::wordpiece::WordPiece;
+use tokenizers::normalizers::BertNormalizer;
 use tokenizers::processors::bert::BertProcessing;
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
@@ -37,7 +38,7 @@ pub fn load(path: &Path) -> Result<(Inner, Declared), DataError> {
     }
     let mut inner = match file.file_name().and_then(|n| n.to_str()) {
         Some("vocab.txt") => word_piece(&file, &declared, &side)?,
-        Some("vocab.json") => byte_bpe(&file, &mut declared)?,
+        Some("vocab.json") => byte_bpe(&file, &mut declared, &side)?,
         _ => {
             let bytes = std::fs::read(&file).map_err(DataError::io(&file))?;
             let bad = |e: String| trouble(&file.display().to_string(), format!("not a tokenizer.json: {e}"));
@@ -56,7 +57,7 @@ fn parse(path: &Path) -> Result<Value, DataError> {
 }
 
 /// BERT's list of tokens, one a line; the line is the id. Text is put in lower case if `tokenizer_config.json` says so, or,
-/// without one, if no entry has a capital.
+/// where it does not, if no entry would be another one in lower case; its other keys are those of transformers.
 fn word_piece(path: &Path, declared: &Declared, side: &Map<String, Value>) -> Result<Inner, DataError> {
     let name = path.display().to_string();
     let text = read_text(path)?;
@@ -66,14 +67,20 @@ fn word_piece(path: &Path, declared: &Declared, side: &Map<String, Value>) -> Re
     if vocabulary.len() != tokens.len() {
         return Err(trouble(&name, "the same token stands in two lines"));
     }
-    let has_capitals = || tokens.iter().any(|t| !t.starts_with('[') && t.chars().any(char::is_uppercase));
+    // Capitals that have no lower case, such as a double-struck R, stand in uncased vocabularies too.
+    let has_capitals = || tokens.iter().any(|t| !t.starts_with('[') && t.to_lowercase() != *t);
     let lowercase = side.get("do_lower_case").and_then(Value::as_bool).unwrap_or_else(|| !has_capitals());
+    let flag = |key: &str| side.get(key).and_then(Value::as_bool);
+    if flag("do_basic_tokenize") == Some(false) {
+        return Err(trouble(&name, "tokenizer_config.json: do_basic_tokenize is false, expected BERT's own splitting before WordPiece"));
+    }
     let unknown = side.get("unk_token").and_then(Value::as_str).unwrap_or("[UNK]");
     let json = json!({"type": "WordPiece", "unk_token": unknown, "continuing_subword_prefix": "##",
         "max_input_chars_per_word": 100, "vocab": vocabulary});
     let model: WordPiece = serde_json::from_str(&json.to_string()).map_err(|e| trouble(&name, e))?;
     let mut inner = Inner::new(model);
-    train::with_bert_splitter(&mut inner, lowercase);
+    let chinese = flag("tokenize_chinese_chars").unwrap_or(true);
+    train::with_bert_splitter(&mut inner, BertNormalizer::new(true, chinese, flag("strip_accents"), lowercase));
     inner.with_decoder(Some(tokenizers::decoders::wordpiece::WordPiece::default()));
     let present: Vec<AddedToken> = special.iter().filter(|t| inner.token_to_id(t).is_some()).map(|t| AddedToken::from(*t, true)).collect();
     inner.add_special_tokens(&present);
@@ -87,7 +94,7 @@ fn word_piece(path: &Path, declared: &Declared, side: &Map<String, Value>) -> Re
 
 /// GPT-2's vocabulary and merges. What masked language modelling needs and GPT-2 does not have (a mask, padding, a first
 /// and a last token) is added behind it, under RoBERTa's names.
-fn byte_bpe(path: &Path, declared: &mut Declared) -> Result<Inner, DataError> {
+fn byte_bpe(path: &Path, declared: &mut Declared, side: &Map<String, Value>) -> Result<Inner, DataError> {
     let name = path.display().to_string();
     let merges = path.with_file_name("merges.txt");
     let lines = read_text(&merges)?;
@@ -98,7 +105,8 @@ fn byte_bpe(path: &Path, declared: &mut Declared) -> Result<Inner, DataError> {
     let bad = |e: String| trouble(&name, format!("with merges.txt: {e}"));
     let model: BPE = silently(|| serde_json::from_str(&json.to_string())).map_err(bad)?.map_err(|e| bad(e.to_string()))?;
     let mut inner = Inner::new(model);
-    inner.with_pre_tokenizer(Some(train::byte_level()));
+    let prefix = side.get("add_prefix_space").and_then(Value::as_bool).unwrap_or(false);
+    inner.with_pre_tokenizer(Some(train::byte_level().add_prefix_space(prefix)));
     let inner = with_end_of_text(train::roberta(inner), &had);
     // GPT-2's files name its end of text as first and last token; a mask and padding they do not have.
     *declared = Declared { mask: declared.mask.take(), pad: declared.pad.take(), ..Declared::default() };
@@ -137,7 +145,17 @@ mod tests {
         }
         std::fs::write(folder.path().join("tokenizer_config.json"), "{\"do_lower_case\": false}").unwrap();
         assert_eq!(Tokenizer::load(folder.path()).unwrap().encode("The ships").unwrap(), [8, 2, 3]);
+        // An uncased vocabulary may have capitals that have no lower case.
+        std::fs::write(folder.path().join("tokenizer_config.json"), "{}").unwrap();
+        std::fs::write(folder.path().join("vocab.txt"), format!("{BERT}ℝ\ne\n")).unwrap();
+        assert_eq!(Tokenizer::load(folder.path()).unwrap().encode("The SHIP").unwrap(), [1, 2]);
+        assert_eq!(Tokenizer::load(folder.path()).unwrap().encode("é").unwrap(), [11]);
+        std::fs::write(folder.path().join("tokenizer_config.json"), "{\"strip_accents\": false}").unwrap();
+        assert_eq!(Tokenizer::load(folder.path()).unwrap().encode("é").unwrap(), [8]);
+        std::fs::write(folder.path().join("tokenizer_config.json"), "{\"do_basic_tokenize\": false}").unwrap();
+        assert!(Tokenizer::load(folder.path()).err().unwrap().to_string().contains("do_basic_tokenize"));
         std::fs::write(folder.path().join("vocab.txt"), "[PAD]\na\na\n").unwrap();
+        std::fs::remove_file(folder.path().join("tokenizer_config.json")).unwrap();
         assert!(Tokenizer::load(folder.path()).err().unwrap().to_string().contains("in two lines"));
     }
 

@@ -130,8 +130,8 @@ fn metaspace() -> Metaspace {
 }
 
 /// BERT's normalizer and splitter.
-pub fn with_bert_splitter(inner: &mut Inner, lowercase: bool) {
-    inner.with_normalizer(Some(BertNormalizer::new(true, true, None, lowercase)));
+pub fn with_bert_splitter(inner: &mut Inner, normalizer: BertNormalizer) {
+    inner.with_normalizer(Some(normalizer));
     inner.with_pre_tokenizer(Some(BertPreTokenizer));
 }
 
@@ -142,7 +142,7 @@ fn blank(kind: Kind) -> Inner {
         Kind::ByteBpe => {
             inner.with_pre_tokenizer(Some(byte_level()));
         }
-        Kind::WordPiece => with_bert_splitter(&mut inner, false),
+        Kind::WordPiece => with_bert_splitter(&mut inner, BertNormalizer::new(true, true, None, false)),
         Kind::Unigram => {
             inner.with_normalizer(Some(NFKC));
             let parts = vec![PreTokenizerWrapper::WhitespaceSplit(WhitespaceSplit), PreTokenizerWrapper::Metaspace(metaspace())];

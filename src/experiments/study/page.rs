@@ -245,7 +245,7 @@ pub fn p_value(p: f64) -> String {
 pub fn sentence(name: &str, c: &Comparison, unit: &str) -> String {
     let Some(test) = c.test else {
         let paper = c.paper.map(|p| format!(" (published: {p:+.3})")).unwrap_or_default();
-        return format!("{name} differs from {} by {:+.4} {unit} on one seed{paper}: too few to say more.", c.other, c.difference);
+        return format!("{name} differs from {} by {:+.4} {unit}{paper}: seeds too few, or too alike, to say more.", c.other, c.difference);
     };
     let (low, high) = test.interval();
     let seeds = test.difference.count;

@@ -113,15 +113,16 @@ fn table_3_is_judged_with_both_scores_stored_and_said_beside_fused_attention() {
 fn the_theorems_are_judged_where_the_bound_gives_an_error() {
     let line = |k: i64, error: f64, bound: Option<f64>| json!({"theorem": 1, "form": "P R^T R on values", "k": k, "quantile_95": error, "bound": bound});
     let short = json!({"n": 64, "bound": [{}, {"k": 140.0}], "lines": [line(32, 1.7, None)]});
-    let long = |error: f64| json!({"n": 256, "bound": [{}, {"k": 187.0}], "lines": [line(128, 0.9, None), line(192, error, Some(0.63))]});
+    let long = |error: f64| json!({"name": "m", "n": 256, "bound": [{}, {"k": 187.0}], "lines": [line(128, 0.9, None), line(192, error, Some(0.63))]});
     let text = "P can be replaced";
     assert_eq!(judged(&[("theorems", short.clone())], text).0, State::Untestable);
     let (state, words) = judged(&[("theorems", short.clone()), ("theorems-n256", long(0.5))], text);
     assert_eq!(
         (state, words.as_str()),
-        (State::Confirmed, "theorems-n256 at n = 256 the error of 95 % is below 0.500 at k = 192 (bound 0.630)")
+        (State::Confirmed, "theorems-n256 at n = 256 of m the error of 95 % is below 0.500 at k = 192 (bound 0.630)")
     );
     assert_eq!(judged(&[("theorems", short), ("theorems-n256", long(0.7))], text).0, State::Contradicted);
+    assert_eq!(judged(&[("theorems-a", long(0.5)), ("theorems-b", long(0.7))], text).0, State::NotConfirmed, "two models disagree");
 }
 
 #[test]
