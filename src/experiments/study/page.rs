@@ -85,7 +85,7 @@ pub fn pages(evidence: &Evidence, claims: &[Claim]) -> Vec<Page> {
     for page in &mut pages {
         let here = claims.iter().filter(|c| c.folder == page.folder && !matches!(c.state, State::NotRun));
         page.claims =
-            here.map(|c| format!("{} {} **{}**: {}.", c.place, c.text, c.state.words(), c.evidence.trim_end_matches('.'))).collect();
+            here.map(|c| format!("{}: {} **{}**: {}.", c.place, c.text, c.state.words(), c.evidence.trim_end_matches('.'))).collect();
         // What a claim says with its state need not be said twice.
         page.findings.retain(|finding| !page.claims.iter().any(|claim| claim.contains(finding.trim_end_matches('.'))));
     }

@@ -110,11 +110,11 @@ pub fn html(pages: &[Page], drawn: &[Vec<(String, String)>], claims: &[Claim]) -
     let contents: String = pages.iter().map(|p| format!("<li><a href=\"#{}\">{}</a></li>", anchor(p), escape(&p.title))).collect();
     let row = |c: &Claim| {
         format!(
-            "<tr><td>{}</td><td>{}</td><td class=\"state\">{}</td><td>{} <span class=\"note\">Rule: {}.</span></td></tr>\n",
+            "<tr><td>{}</td><td>{}</td><td class=\"state\">{}</td><td>{}. <span class=\"note\">Rule: {}.</span></td></tr>\n",
             escape(c.place),
             escape(c.text),
             c.state.words(),
-            escape(&c.evidence),
+            escape(c.evidence.trim_end_matches('.')),
             escape(c.rule)
         )
     };
