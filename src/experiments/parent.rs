@@ -64,7 +64,7 @@ pub fn config_of(model: &Path, overrides: &[String]) -> Result<(Config, Origins)
         raw.merge(config, &file.display().to_string());
     }
     prefer_fast(&mut raw);
-    if let Some(key) = overrides.iter().find(|text| text.starts_with("model.")) {
+    if let Some(key) = overrides.iter().find(|text| text.starts_with("model.") || text.starts_with("model=")) {
         return Err(usage(format!("{key}: the model comes as it was trained, expected keys of data, train or run")).into());
     }
     overrides.iter().try_for_each(|text| raw.apply(text))?;

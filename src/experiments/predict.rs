@@ -132,13 +132,6 @@ impl Model {
     pub fn submit(&self, task: Option<&str>, folder: &Path) -> Result<Vec<PathBuf>> {
         let other = task.map(|task| self.other_task(task)).transpose()?;
         let spec = other.as_ref().unwrap_or(&self.spec);
-        if spec.scored.iter().all(|split| split.files.is_empty()) {
-            return Err(usage(format!(
-                "{}: the model comes without rows to score; name a task, or give keys such as data.task.dev=dev.tsv",
-                self.checkpoint.display()
-            ))
-            .into());
-        }
         if spec.tests.is_empty() {
             bail!("{} has no test split; give a file, or data.task.test", spec.name);
         }
@@ -197,6 +190,11 @@ impl Model {
     pub fn evaluate(&self, task: Option<&str>, train: bool, interrupt: &Interrupt) -> Result<Option<Value>> {
         let other = task.map(|task| self.other_task(task)).transpose()?;
         let spec = other.as_ref().unwrap_or(&self.spec);
+        let is_empty = if train { spec.train.is_empty() } else { spec.scored.iter().all(|split| split.files.is_empty()) };
+        if is_empty {
+            let message = "comes without rows to score; name a task, or give a config that says data.task";
+            return Err(usage(format!("{}: the model {message}", self.checkpoint.display())).into());
+        }
         let Prepared { train: train_rows, scored, .. } = prepare(spec, &self.tokenizer, &Settings::new(&self.config, &self.tokenizer))?;
         let splits: Vec<&Rows> = if train { vec![&train_rows] } else { scored.iter().collect() };
         let mut report = Map::new();

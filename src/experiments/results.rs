@@ -344,7 +344,7 @@ impl Results {
     fn plateau(&self, runs: &[&RunResult]) -> Option<Estimate> {
         let left = |r: &&RunResult| {
             let limit = r.summary["unigram_perplexity"].as_f64()?.ln() - PLATEAU_MARGIN;
-            let after = r.curve.iter().rposition(|p| p.value >= limit).map_or(0, |last| last + 1);
+            let after = r.curve.iter().rposition(|p| p.value.is_nan() || p.value >= limit).map_or(0, |last| last + 1);
             r.curve.get(after).map(|p| p.tokens)
         };
         let all: Vec<f64> = runs.iter().filter_map(left).collect();

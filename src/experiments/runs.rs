@@ -124,32 +124,39 @@ pub fn find(folders: &[PathBuf]) -> Result<Vec<Run>> {
     folders_below(folders, &is_run)?.iter().map(|folder| Run::read(folder)).collect()
 }
 
-/// The folders below some that are what is looked for, by path, each once: links are followed, and one under two names is taken
-/// by that which is none. Below one of them no other is looked for.
+/// The folders below some that are what is looked for, by path, each once. Links are followed, but not to where they came from,
+/// nor to what cannot be read; a folder under two names is taken by that which is no link. Below one of them no other is looked
+/// for.
 pub fn folders_below(folders: &[PathBuf], is_one: &dyn Fn(&Path) -> bool) -> Result<Vec<PathBuf>> {
-    let mut seen = BTreeSet::new();
-    let mut found = Vec::new();
-    let mut waiting = Vec::new();
+    let (mut waiting, mut links) = (Vec::new(), Vec::new());
     for folder in folders {
         if !folder.is_dir() {
             bail!("{}: no such folder; runs are below runs/ unless run.dir says otherwise", folder.display());
         }
-        waiting.push(folder.clone());
+        if folder.is_symlink() { &mut links } else { &mut waiting }.push(folder.clone());
     }
-    let mut links = Vec::new();
-    loop {
-        let Some(folder) = waiting.pop().or_else(|| links.pop()) else { break };
-        if !seen.insert(folder.canonicalize().with_context(|| folder.display().to_string())?) {
+    let (mut seen, mut found) = (BTreeSet::new(), Vec::new());
+    // Links wait until all else was looked at.
+    while let Some(folder) = waiting.pop().or_else(|| links.pop()) {
+        let real = folder.canonicalize().with_context(|| folder.display().to_string())?;
+        if !seen.insert(real.clone()) {
             continue;
         }
         if is_one(&folder) {
             found.push(folder);
             continue;
         }
-        for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+        let entries = match fs::read_dir(&folder) {
+            Err(_) if folder.is_symlink() && !folders.contains(&folder) => continue,
+            entries => entries.with_context(|| folder.display().to_string())?,
+        };
+        for entry in entries {
             let path = entry?.path();
-            if path.is_dir() {
-                if path.is_symlink() { &mut links } else { &mut waiting }.push(path);
+            if path.is_symlink() {
+                let leads_back = |target: PathBuf| real.starts_with(target);
+                links.extend((path.is_dir() && !path.canonicalize().is_ok_and(leads_back)).then_some(path));
+            } else if path.is_dir() {
+                waiting.push(path);
             }
         }
     }

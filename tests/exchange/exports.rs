@@ -92,6 +92,9 @@ fn an_imported_model_predicts_is_fine_tuned_and_trained_on() {
     let rows: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(rows.len() == 2 && rows[0]["probabilities"]["glad"].is_number(), "{said}");
 
+    let ran = lab.run(&["evaluate", "roberta_classifier"]);
+    assert!(ran.code == 2 && ran.stderr.contains("the model comes without rows to score"), "{}", ran.stderr);
+
     imported(&lab, "bert_encoder");
     lab.write("train.tsv", common::task_rows(16));
     lab.write("dev.tsv", common::task_rows(8));

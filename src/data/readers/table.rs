@@ -197,7 +197,10 @@ impl Iterator for Csv {
                 return None;
             }
             let record = match self.read().transpose() {
-                Some(Err(error)) => return Some(Err(error)),
+                Some(Err(error)) => {
+                    self.next_line = self.reader.position().line();
+                    return Some(Err(error));
+                }
                 Some(Ok(record)) => Some(record),
                 None => None,
             };
@@ -246,7 +249,7 @@ impl Quotes {
             self.state = match (self.state, byte) {
                 (Quoting::InQuotes, b'"') => Quoting::QuoteInQuotes,
                 (Quoting::InQuotes, _) => Quoting::InQuotes,
-                (_, b',' | b'\n') => Quoting::FieldBegins,
+                (_, b',' | b'\n' | b'\r') => Quoting::FieldBegins,
                 (Quoting::QuoteInQuotes, b'"') => Quoting::InQuotes,
                 (Quoting::FieldBegins, b'"') => {
                     self.opened = self.lines + 1;
@@ -285,6 +288,11 @@ impl Plain {
     fn copy(&mut self, out: &mut [u8]) -> io::Result<usize> {
         loop {
             let bytes = self.input.fill_buf()?;
+            if self.return_held && bytes.first() == Some(&b'\r') {
+                // `\r\r\n`, as a file has it that was written as text twice.
+                self.input.consume(1);
+                continue;
+            }
             if self.return_held && bytes.first() != Some(&b'\n') {
                 self.return_held = false;
                 out[0] = b'\r';
@@ -293,7 +301,7 @@ impl Plain {
             self.return_held = false;
             if bytes.is_empty() {
                 out[0] = b'\n';
-                return Ok(usize::from(self.last != b'\n'));
+                return Ok(usize::from(self.last != b'\n' && self.last != b'\r'));
             }
             let room = bytes.len().min(out.len());
             let count = memchr::memchr(b'\r', &bytes[..room]).unwrap_or(room);

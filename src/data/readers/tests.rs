@@ -242,6 +242,7 @@ fn a_quote_that_is_never_closed_is_named_where_it_opens() {
         ("x,text\n1,\"unclosed\n2,foo\n3,bar\n", 2),
         ("text\n\"a \"\"b\"\"\"\n\"two\nlines\"\nplain \"quote\n\"open", 6),
         ("x,text\n1,a\n2,\"b", 3),
+        ("x,text\r1,\"b", 1),
     ];
     for (i, (text, line)) in cases.into_iter().enumerate() {
         let path = folder.file(&format!("{i}.csv"), text);
@@ -257,6 +258,15 @@ fn blank_lines_of_one_column_are_rows() {
     for name in ["one.tsv", "one.csv"] {
         assert_eq!(texts(&folder.file(name, "text\r\nb\r\n\r\nc\r\n\r\n\r\n"), "text"), expected, "{name}");
     }
+    // Written as text twice; with the ends of old Macintoshes; and with a record that is skipped.
+    let plain = [(2, "b"), (3, "c")].map(|(line, text)| (line, text.to_string()));
+    assert_eq!(texts(&folder.file("twice.csv", "text\r\r\nb\r\r\nc\r\r\n"), "text"), plain);
+    let of_macintosh: Vec<String> = texts(&folder.file("mac.csv", "text,n\r\"b,\",1\rc,2\r"), "text").into_iter().map(|t| t.1).collect();
+    assert_eq!(of_macintosh, ["b,", "c"]);
+    assert_eq!(texts(&folder.file("mac1.csv", "text\rb\rc\r"), "text").len(), 2);
+    let bad = open(&folder.file("bad.csv", b"text\nb\n\xff\nc\n"), &Options::columns(&["text"])).unwrap();
+    let kinds: Vec<String> = bad.map(|row| row.map_or_else(|_| "bad".into(), |r| r.require("text").unwrap().to_string())).collect();
+    assert_eq!(kinds, ["b", "bad", "c"]);
     let two = [(2, "b"), (4, "c")].map(|(line, text)| (line, text.to_string()));
     assert_eq!(texts(&folder.file("two.tsv", "text\tx\nb\t1\n\nc\t2\n\n"), "text"), two);
     assert_eq!(texts(&folder.file("two.csv", "text,x\nb,1\n\nc,2\n\n"), "text"), two);

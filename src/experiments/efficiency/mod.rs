@@ -29,7 +29,7 @@ use schemars::{schema_for, JsonSchema};
 use serde::{Deserialize, Serialize};
 use serde_json::{json, Value};
 use std::collections::btree_map::Entry;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -289,9 +289,10 @@ impl Efficiency {
                 let seconds = pass(cell.tokens / n, n)?;
                 cell.seconds.extend((round > 0 || seconds > LONG).then_some(seconds));
                 if let Variant::Linformer(k) = cell.variant {
-                    if round <= 2 && self.pass == Timed::Forward {
+                    let counted = 2.min(self.rounds - 1);
+                    if round <= counted && self.pass == Timed::Forward {
                         let floor = floor::pass(&self.model, kind_of(self.precision), n, cell.tokens / n, k);
-                        cell.floor_seconds.extend((round == 2 || self.rounds == 1).then_some(floor));
+                        cell.floor_seconds.extend((round == counted).then_some(floor));
                     }
                 }
             }
@@ -367,7 +368,18 @@ pub fn run(efficiency: &Efficiency, file: &Path, overrides: &[String]) -> Result
     let earlier = std::fs::read_to_string(out.join("efficiency.json")).ok().and_then(|text| serde_json::from_str(&text).ok());
     let earlier: Value = earlier.unwrap_or_default();
     let lengths = earlier["cells"].as_array().into_iter().flatten().filter_map(|c| c["n"].as_i64());
-    let mut rows: BTreeMap<i64, Vec<Cell>> = lengths.filter_map(|n| Some((n, efficiency.measured(n, &earlier)?))).collect();
+    let (mut rows, mut foreign) = (BTreeMap::new(), BTreeSet::new());
+    for n in lengths {
+        match efficiency.measured(n, &earlier) {
+            Some(row) => drop(rows.insert(n, row)),
+            None => drop(foreign.insert(n)),
+        }
+    }
+    foreign.retain(|n| !efficiency.n.contains(n));
+    if !foreign.is_empty() {
+        let message = "are of another program, processor or settings and are left out; give their n to measure them again";
+        let _ = writeln!(std::io::stderr(), "{}: rows of n = {foreign:?} {message}", out.join("efficiency.json").display());
+    }
     for n in &efficiency.n {
         let is_new = !rows.contains_key(n);
         let row = match rows.entry(*n) {

@@ -51,12 +51,12 @@ pub fn table(record: &Value) -> Vec<Vec<String>> {
         "lowest to highest",
         "passes",
         "x materialised",
-        "published",
+        "published time",
         "x fused",
         "MiB a sequence",
         "computed",
         "batch, x materialised",
-        "published",
+        "published memory",
     ];
     std::iter::once(header.map(str::to_string).to_vec()).chain(cells(record).map(|c| row(record, c))).collect()
 }
@@ -93,6 +93,12 @@ fn row(record: &Value, cell: &Value) -> Vec<String> {
 /// What the columns are.
 pub fn notes(record: &Value) -> Vec<String> {
     let settings = &record["efficiency"];
+    let has_stored = cells(record).any(|c| c["attention"].as_str().is_some_and(|a| a.ends_with(" stored")));
+    let stored = if has_stored {
+        " k=... stored: a Linformer of libtorch's operations with its scores stored, the paper's own comparison."
+    } else {
+        ""
+    };
     let text = |key: &str| settings[key].as_str().map_or_else(|| settings[key].to_string(), str::to_string);
     vec![
         format!(
@@ -103,7 +109,7 @@ pub fn notes(record: &Value) -> Vec<String> {
             text("precision"),
             text("tokens")
         ),
-        "materialised: full attention with its scores stored, as the paper's baseline has it. fused: full attention whose scores are never stored, which the paper did not have. k=...: this program's Linformer, which stores none either; k=... stored: a Linformer of libtorch's operations with its scores stored, the paper's own comparison.".into(),
+        "materialised: full attention with its scores stored, as the paper's baseline has it. fused: full attention whose scores are never stored, which the paper did not have. k=...: this program's Linformer, which stores none either.".to_string() + stored,
         format!("out of memory: one sequence would need so much, by computation, and more than {} GiB were not tried.", text("largest_gib")),
         format!("Memory is the peak of a pass over one sequence beyond the weights, in a process of its own; batches are those that so many fit into {} GiB, not tried themselves.", text("memory_gib")),
     ]

@@ -4,7 +4,7 @@ use super::claims::{Claim, State};
 use super::efficiency;
 use super::evidence::Evidence;
 use crate::eval::statistics::Estimate;
-use crate::experiments::results::{Comparison, Group, Results, RunResult};
+use crate::experiments::results::{Comparison, Group, Results};
 use crate::experiments::scaling::record::Record;
 use crate::experiments::scaling::report;
 use crate::experiments::{shift, spectrum, theorems};
@@ -12,7 +12,7 @@ use crate::log::heatmap::HeatMap;
 use crate::log::plot::{Chart, LineChart, Series};
 use anyhow::Result;
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Folder and title, in the order of the report.
@@ -214,23 +214,32 @@ fn rates(results: &Results) -> Option<String> {
     Some(format!("Learning rates, of {tried}, chosen on the rows that are not reported: {}.", words.join(", ")))
 }
 
-/// What the rows of a task add to the noise of its seeds.
+/// What the rows of each task add to the noise of its seeds.
 fn rows(results: &Results) -> Option<String> {
-    let halves = |s: &Value| s["dev_rows"].as_f64().map(|rows| if s["reported_value"].is_null() { rows } else { rows / 2.0 });
-    let all: Vec<f64> = results.runs.iter().filter_map(|r| halves(&r.summary)).collect();
-    let (low, high) = (all.iter().copied().reduce(f64::min)?, all.iter().copied().reduce(f64::max)?);
-    let scores: Vec<f64> = results.runs.iter().filter_map(|r| results.value(r)).collect();
-    let score = Estimate::of(&scores)?.mean;
-    let se = (score * (1.0 - score) / low).sqrt();
-    let set = |r: &RunResult, key: &str| r.settings["set"][key].clone();
-    let starts_alike = results.runs.iter().any(|r| set(r, "run.init_from").is_string() && set(r, "run.init_weights") != false);
+    let mut tasks: BTreeMap<&str, Vec<(f64, f64)>> = BTreeMap::new();
+    for run in &results.runs {
+        let s = &run.summary;
+        let rows = s["dev_rows"].as_f64().map(|rows| if s["reported_value"].is_null() { rows } else { rows / 2.0 });
+        if let (Some(task), Some("accuracy"), Some(rows), Some(score)) =
+            (s["task"].as_str(), s["metric"].as_str(), rows, results.value(run))
+        {
+            tasks.entry(task).or_default().push((rows, score));
+        }
+    }
+    let words = tasks.into_iter().filter_map(|(task, runs)| {
+        let (rows, scores): (Vec<f64>, Vec<f64>) = runs.into_iter().unzip();
+        let (rows, score) = (Estimate::of(&rows)?.mean, Estimate::of(&scores)?.mean);
+        Some(format!("{task} about {rows:.0} rows, {:.3}", (score * (1.0 - score) / rows).sqrt()))
+    });
+    let words = words.collect::<Vec<_>>().join("; ");
+    let starts_alike = results.runs.iter().any(|r| r.summary["init_weights"] == true);
     let same = if starts_alike {
         " Every seed of a model starts from the same pretrained weights: differences between pretrainings are not in ± either."
     } else {
         ""
     };
-    let count = if low == high { format!("{low:.0}") } else { format!("{low:.0} to {high:.0}") };
-    Some(format!("Scores are of about {count} rows, the same for all models: that others would have been drawn is worth {se:.3} (a standard error), which ± over seeds does not hold.{same}"))
+    let noise = format!("All models are scored on the same rows; that others would have been drawn is worth a standard error that ± over seeds does not hold ({words}).{same}");
+    (!words.is_empty()).then_some(noise)
 }
 
 pub fn p_value(p: f64) -> String {
