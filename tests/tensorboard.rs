@@ -122,7 +122,7 @@ fn a_report_is_shown_as_pictures_and_curves_are_exported() {
     lab.ok(&["report", "runs"]);
     let folder = lab.path("runs/tensorboard-report");
     let image = &values(&folder, "report/perplexity_by_k")[0];
-    assert_eq!((image.get_image().get_width(), image.get_image().get_height()), (900, 540));
+    assert_eq!((image.get_image().get_width(), image.get_image().get_height()), (1800, 1080));
     assert_eq!(image.get_image().get_encoded_image_string(), std::fs::read(lab.path("runs/perplexity_by_k.png")).unwrap());
     let table = String::from_utf8(values(&folder, "report/table")[0].get_tensor().get_string_val()[0].clone()).unwrap();
     assert!(

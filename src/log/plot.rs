@@ -144,9 +144,9 @@ impl Chart for LineChart {
         let draw = Drawing { chart: self, scale, legend };
         match (self.log_x, self.log_y) {
             (false, false) => draw.on(area, x, y),
-            (true, false) => draw.on(area, (x.start..x.end).log_scale(), y),
-            (false, true) => draw.on(area, x, (y.start..y.end).log_scale()),
-            (true, true) => draw.on(area, (x.start..x.end).log_scale(), (y.start..y.end).log_scale()),
+            (true, false) => draw.on(area, LogAxis(x), y),
+            (false, true) => draw.on(area, x, LogAxis(y)),
+            (true, true) => draw.on(area, LogAxis(x), LogAxis(y)),
         }
     }
 }
@@ -361,6 +361,46 @@ impl Ranged for GroupAxis {
     }
 }
 
+/// A logarithmic axis that is labelled at 1, 2 and 5 of each decade, or more closely where it is short.
+struct LogAxis(Range<f64>);
+
+impl LogAxis {
+    fn labels(&self) -> Vec<f64> {
+        let Range { start, end } = self.0;
+        let decades = || (start.log10().floor() as i32)..=(end.log10().ceil() as i32);
+        let at = |digits: &[f64]| -> Vec<f64> {
+            let all = decades().flat_map(|decade| digits.iter().map(move |digit| digit * 10f64.powi(decade)));
+            all.filter(|v| (start..=end).contains(v)).collect()
+        };
+        let sparse = at(&[1.0, 2.0, 5.0]);
+        let decades = at(&[1.0]);
+        let close = at(&[1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0]);
+        match (decades.len(), sparse.len()) {
+            (6.., _) => decades,
+            (_, 3..) => sparse,
+            _ => close,
+        }
+    }
+}
+
+impl Ranged for LogAxis {
+    type FormatOption = plotters::coord::ranged1d::DefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
+        let share = (value / self.0.start).ln() / (self.0.end / self.0.start).ln();
+        limit.0 + (share * f64::from(limit.1 - limit.0)).round() as i32
+    }
+
+    fn key_points<H: KeyPointHint>(&self, _: H) -> Vec<f64> {
+        self.labels()
+    }
+
+    fn range(&self) -> Range<f64> {
+        self.0.clone()
+    }
+}
+
 /// `0.05`, `12`, `3.5M`.
 fn short(value: &f64) -> String {
     let plain = |v: f64| {
@@ -397,6 +437,15 @@ mod tests {
         assert!(std::fs::metadata(folder.path().join("a.png")).unwrap().len() > 2000);
         let empty = LineChart { series: Vec::new(), ..chart };
         empty.render(&folder.path().join("b")).unwrap();
+    }
+
+    #[test]
+    fn a_logarithmic_axis_is_never_without_labels() {
+        assert_eq!(LogAxis(90.0..2100.0).labels(), [100.0, 200.0, 500.0, 1000.0, 2000.0]);
+        assert_eq!(LogAxis(126.0..227.0).labels(), [150.0, 200.0]);
+        assert_eq!(LogAxis(0.1..2e6).labels().len(), 8);
+        let axis = LogAxis(1.0..100.0);
+        assert_eq!([1.0, 10.0, 100.0].map(|v| axis.map(&v, (0, 200))), [0, 100, 200]);
     }
 
     #[test]
