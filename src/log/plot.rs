@@ -95,7 +95,7 @@ pub(super) fn failed(error: impl std::fmt::Display) -> PlotError {
 
 /// Something that can be drawn to a file or to text.
 pub trait Chart {
-    /// Every length is so many times that of [`SIZE`].
+    /// Every length is so many times what it is on 900 x 540 pixels.
     fn draw<B: DrawingBackend>(&self, area: DrawingArea<B, Shift>, scale: u32) -> Drawn;
 
     /// Writes `path` with the extension png, and gives the same chart as SVG.
