@@ -121,7 +121,8 @@ impl Raw {
         }
         let value = match strict::from_str(value) {
             Ok(value) => value,
-            Err(error) if error.to_string().contains("stands twice") => {
+            // JSON whose text is right and whose keys are not; what is no JSON is a string.
+            Err(error) if error.is_data() => {
                 return Err(ConfigError::Key { origin: "command line".into(), key: key.into(), message: error.to_string() })
             }
             Err(_) => Value::String(value.into()),

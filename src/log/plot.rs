@@ -141,12 +141,11 @@ impl Chart for LineChart {
                 (legend, y) = (place, taller);
             }
         }
-        let draw = Drawing { chart: self, scale, legend };
         match (self.log_x, self.log_y) {
-            (false, false) => draw.on(area, x, y),
-            (true, false) => draw.on(area, LogAxis(x), y),
-            (false, true) => draw.on(area, x, LogAxis(y)),
-            (true, true) => draw.on(area, LogAxis(x), LogAxis(y)),
+            (false, false) => self.draw_on(area, scale, legend, x, y),
+            (true, false) => self.draw_on(area, scale, legend, LogAxis(x), y),
+            (false, true) => self.draw_on(area, scale, legend, x, LogAxis(y)),
+            (true, true) => self.draw_on(area, scale, legend, LogAxis(x), LogAxis(y)),
         }
     }
 }
@@ -172,6 +171,47 @@ impl LineChart {
         }
         let width = (high - low).max(1e-6);
         low - width * margin..high + width * margin
+    }
+
+    fn draw_on<B, X, Y>(&self, area: DrawingArea<B, Shift>, scale: u32, legend: SeriesLabelPosition, x: X, y: Y) -> Drawn
+    where
+        B: DrawingBackend,
+        X: AsRangedCoord<Value = f64>,
+        Y: AsRangedCoord<Value = f64>,
+        X::CoordDescType: plotters::coord::ranged1d::ValueFormatter<f64>,
+        Y::CoordDescType: plotters::coord::ranged1d::ValueFormatter<f64>,
+    {
+        area.fill(&WHITE).map_err(failed)?;
+        let mut chart = frame(&area, &self.title, scale).build_cartesian_2d(x, y).map_err(failed)?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(RGBColor(225, 225, 225))
+            .x_desc(&self.x)
+            .y_desc(&self.y)
+            .axis_desc_style((FONT, 17 * scale))
+            .label_style((FONT, 15 * scale))
+            .x_label_formatter(&short)
+            .y_label_formatter(&short)
+            .draw()
+            .map_err(failed)?;
+        let colours = colours(&self.series);
+        // Bands first: no curve lies behind one.
+        for (series, colour) in self.series.iter().zip(&colours).filter(|(s, _)| s.band.len() > 1) {
+            let (there, back) = (series.band.iter().map(|b| (b.0, b.1)), series.band.iter().rev().map(|b| (b.0, b.2)));
+            chart.draw_series([Polygon::new(there.chain(back).collect::<Vec<_>>(), colour.mix(0.15))]).map_err(failed)?;
+        }
+        for (series, colour) in self.series.iter().zip(colours) {
+            let stroke = colour.stroke_width(scale * if series.reference { 1 } else { 2 });
+            let line = chart.draw_series(LineSeries::new(series.points.iter().copied(), stroke)).map_err(failed)?;
+            let width = 22 * scale as i32;
+            line.label(legend_name(&series.name)).legend(move |(x, y)| PathElement::new([(x, y), (x + width, y)], stroke));
+            if series.marked {
+                chart.draw_series(series.points.iter().map(|p| Circle::new(*p, 4 * scale, colour.filled()))).map_err(failed)?;
+            }
+        }
+        draw_legend(&mut chart, legend, scale)?;
+        area.present().map_err(failed)
     }
 
     /// The place at the edge where the legend hides the least of the curves, and how many points of them it hides there.
@@ -213,57 +253,6 @@ impl LineChart {
         ];
         let [first, rest @ ..] = places.map(|(left, below, position)| (position, hidden(left, below)));
         rest.into_iter().fold(first, |best, other| if other.1 < best.1 { other } else { best })
-    }
-}
-
-/// A line chart that is being drawn.
-struct Drawing<'a> {
-    chart: &'a LineChart,
-    scale: u32,
-    legend: SeriesLabelPosition,
-}
-
-impl Drawing<'_> {
-    fn on<B, X, Y>(self, area: DrawingArea<B, Shift>, x: X, y: Y) -> Drawn
-    where
-        B: DrawingBackend,
-        X: AsRangedCoord<Value = f64>,
-        Y: AsRangedCoord<Value = f64>,
-        X::CoordDescType: plotters::coord::ranged1d::ValueFormatter<f64>,
-        Y::CoordDescType: plotters::coord::ranged1d::ValueFormatter<f64>,
-    {
-        let Self { chart: LineChart { title, x: x_name, y: y_name, series: all, .. }, scale, legend } = self;
-        area.fill(&WHITE).map_err(failed)?;
-        let mut chart = frame(&area, title, scale).build_cartesian_2d(x, y).map_err(failed)?;
-        chart
-            .configure_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(RGBColor(225, 225, 225))
-            .x_desc(x_name)
-            .y_desc(y_name)
-            .axis_desc_style((FONT, 17 * scale))
-            .label_style((FONT, 15 * scale))
-            .x_label_formatter(&short)
-            .y_label_formatter(&short)
-            .draw()
-            .map_err(failed)?;
-        let colours = colours(all);
-        // Bands first: no curve lies behind one.
-        for (series, colour) in all.iter().zip(&colours).filter(|(s, _)| s.band.len() > 1) {
-            let (there, back) = (series.band.iter().map(|b| (b.0, b.1)), series.band.iter().rev().map(|b| (b.0, b.2)));
-            chart.draw_series([Polygon::new(there.chain(back).collect::<Vec<_>>(), colour.mix(0.15))]).map_err(failed)?;
-        }
-        for (series, colour) in all.iter().zip(colours) {
-            let stroke = colour.stroke_width(scale * if series.reference { 1 } else { 2 });
-            let line = chart.draw_series(LineSeries::new(series.points.iter().copied(), stroke)).map_err(failed)?;
-            let width = 22 * scale as i32;
-            line.label(legend_name(&series.name)).legend(move |(x, y)| PathElement::new([(x, y), (x + width, y)], stroke));
-            if series.marked {
-                chart.draw_series(series.points.iter().map(|p| Circle::new(*p, 4 * scale, colour.filled()))).map_err(failed)?;
-            }
-        }
-        draw_legend(&mut chart, legend, scale)?;
-        area.present().map_err(failed)
     }
 }
 

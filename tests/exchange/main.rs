@@ -109,11 +109,15 @@ fn assert_equals_expected(lab: &Lab, name: &str) {
     }
 }
 
-/// A copy of a fixture whose config.json has some keys set anew.
-fn changed(lab: &Lab, name: &str, to: &str, changes: &[(&str, Value)]) {
+fn copy(lab: &Lab, name: &str, to: &str) {
     for (path, bytes) in snapshot(&fixture(name)) {
         lab.write(&format!("{to}/{}", path.file_name().unwrap().to_str().unwrap()), bytes);
     }
+}
+
+/// A copy of a fixture whose config.json has some keys set anew.
+fn changed(lab: &Lab, name: &str, to: &str, changes: &[(&str, Value)]) {
+    copy(lab, name, to);
     let mut config = lab.json(&format!("{to}/config.json"));
     for (key, value) in changes {
         config[*key] = value.clone();

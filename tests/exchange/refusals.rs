@@ -131,9 +131,7 @@ fn hostile_weights_are_errors() {
 fn half_a_compression_is_refused() {
     let lab = Lab::new();
     for (name, missing) in [("fairseq_headwise", "compress_k"), ("fairseq_headwise", "compress_v"), ("fairseq_key_value", "compress_k")] {
-        for (path, bytes) in snapshot(&fixture(name)) {
-            lab.write(&format!("half/{}", path.file_name().unwrap().to_str().unwrap()), bytes);
-        }
+        copy(&lab, name, "half");
         let file = lab.path("half/model.safetensors");
         let all = tensors(&file);
         let first = all.iter().find(|(n, _)| n.contains(&format!("layers.0.self_attn.{missing}.weight"))).unwrap().0.clone();

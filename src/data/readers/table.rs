@@ -196,13 +196,12 @@ impl Iterator for Csv {
             if self.finished {
                 return None;
             }
-            let record = match self.read().transpose() {
-                Some(Err(error)) => {
+            let record = match self.read() {
+                Err(error) => {
                     self.next_line = self.reader.position().line();
                     return Some(Err(error));
                 }
-                Some(Ok(record)) => Some(record),
-                None => None,
+                Ok(record) => record,
             };
             self.finished |= record.is_none();
             if self.blank_lines_are_rows {

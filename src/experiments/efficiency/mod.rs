@@ -367,7 +367,7 @@ pub fn run(efficiency: &Efficiency, file: &Path, overrides: &[String]) -> Result
     std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
     let earlier = std::fs::read_to_string(out.join("efficiency.json")).ok().and_then(|text| serde_json::from_str(&text).ok());
     let earlier: Value = earlier.unwrap_or_default();
-    let lengths = earlier["cells"].as_array().into_iter().flatten().filter_map(|c| c["n"].as_i64());
+    let lengths: BTreeSet<i64> = earlier["cells"].as_array().into_iter().flatten().filter_map(|c| c["n"].as_i64()).collect();
     let (mut rows, mut foreign) = (BTreeMap::new(), BTreeSet::new());
     for n in lengths {
         match efficiency.measured(n, &earlier) {
