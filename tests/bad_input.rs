@@ -28,7 +28,15 @@ fn misspelt_and_mistyped_keys() {
     refused(&lab, &[("model.attention.kk", json!(8))], 2, &["bad.json", "model.attention.kk", "did you mean model.attention.k?"]);
     refused(&lab, &[("train.learning_rte", json!(1))], 2, &["did you mean train.learning_rate?"]);
     refused(&lab, &[("k", json!(8))], 2, &["bad.json: k:", "model.attention.k"]);
-    refused(&lab, &[("model.hidden_size", json!("wide"))], 2, &["bad.json", "model.hidden_size", "\"wide\"", "expected i64"]);
+    refused(
+        &lab,
+        &[("model.hidden_size", json!("wide"))],
+        2,
+        &["bad.json", "model.hidden_size", "found string \"wide\"", "expected a whole number"],
+    );
+    refused(&lab, &[("train.seed", json!(-1))], 2, &["train.seed", "found integer `-1`, expected a whole number of at least 0"]);
+    refused(&lab, &[("train.learning_rate", json!("fast"))], 2, &["train.learning_rate", "found string \"fast\", expected a number"]);
+    refused(&lab, &[("data.deduplicate", json!(1))], 2, &["data.deduplicate", "found integer `1`, expected true or false"]);
     refused(&lab, &[("train.batch_size", json!(-3))], 2, &["train.batch_size", "-3"]);
     refused(&lab, &[("model.attention.k", json!("many"))], 2, &["model.attention.k", "\"many\"", "a whole number"]);
     refused(&lab, &[("model.attention.sharing", json!("some"))], 2, &["model.attention.sharing", "`some`", "`layerwise`"]);

@@ -240,7 +240,7 @@ fn efficiency_measures_time_and_memory_and_leaves_out_what_does_not_fit() {
     // Scores of 512 x 256 of two heads, and their softmax, are 2 MiB, far more than a feed-forward block's rows.
     let bytes = |attention: &str| of(&record, 512, attention)["computed_bytes"].as_f64().unwrap();
     assert!(bytes("k=256 stored") > bytes("k=256") + 1e6 && numbers("k=16 stored", "seconds") == 2, "{record}");
-    assert!(lab.path("out/time_per_token.svg").exists() && lab.path("out/time_per_token.png").exists());
+    assert!(lab.path("out/time_by_n.svg").exists() && lab.path("out/time_by_n.png").exists());
     assert!(numbers("k=16", "floor_seconds") > 0 && ours["over_floor"].as_f64().unwrap() > 0.0 && numbers("fused", "floor_seconds") == 0);
     // Another n joins the rows that are there; other settings measure anew.
     lab.ok(&["efficiency", "e.json", "n=[64]"]);
@@ -264,7 +264,7 @@ fn efficiency_measures_time_and_memory_and_leaves_out_what_does_not_fit() {
         }
         assert_eq!(training["floor_seconds"].as_array().unwrap().len(), 0);
     }
-    assert!(lab.read("training/time_per_token.svg").contains("Forward and backward pass"));
+    assert!(lab.read("training/time_by_n.svg").contains("Forward and backward pass"));
     // Times of another program do not stand beside this one's.
     let mut foreign = lab.json("training/efficiency.json");
     foreign["environment"]["program_sha256"] = json!("0");

@@ -1,6 +1,7 @@
 //! `linformer import` and `linformer export`.
 
 use super::{out, say};
+use crate::config::load::usage;
 use crate::config::{ProjectionInit, Sharing};
 use crate::exchange::export::{self, As, Dtype, Trained};
 use crate::exchange::import::{self, From, Request};
@@ -8,7 +9,8 @@ use crate::exchange::least_squares::Settings;
 use crate::exchange::project::{AsLinformer, Start};
 use crate::experiments::parent::Parent;
 use crate::experiments::Finished;
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, Result};
+use clap::builder::RangedU64ValueParser;
 use clap::Args;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -37,7 +39,7 @@ pub struct ImportArgs {
     #[arg(long)]
     num_attention_heads: Option<i64>,
     /// Make it a Linformer with this projected dimension k
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(i64).range(1..))]
     projected_dimension: Option<i64>,
     /// Start of E and F: least-squares (on --text), jl, mean_pool, xavier or normal_0.02
     #[arg(long, requires = "projected_dimension", default_value = LEAST_SQUARES, value_parser = init)]
@@ -49,7 +51,7 @@ pub struct ImportArgs {
     #[arg(long, requires = "projected_dimension", value_name = "FILE")]
     text: Option<PathBuf>,
     /// least-squares: sequences read from the text, an eighth of which measures the fit
-    #[arg(long, requires = "text", default_value_t = Settings::default().sequences)]
+    #[arg(long, requires = "text", default_value_t = Settings::default().sequences, value_parser = RangedU64ValueParser::<usize>::new().range(8..))]
     fit_sequences: usize,
     /// least-squares: steps of the fit
     #[arg(long, requires = "text", default_value_t = Settings::default().steps)]
@@ -114,8 +116,8 @@ fn as_linformer(args: &ImportArgs, k: i64) -> Result<AsLinformer> {
     let start = match &args.projection_init {
         Start::Drawn(init) => Start::Drawn(*init),
         Start::LeastSquares { .. } => {
-            let text =
-                args.text.clone().context("--projection-init least-squares needs --text FILE; without a text: --projection-init jl")?;
+            let no_text = || usage("--projection-init least-squares needs --text FILE; without a text: --projection-init jl");
+            let text = args.text.clone().ok_or_else(no_text)?;
             let settings = Settings { sequences: args.fit_sequences, steps: args.fit_steps, seed: args.seed, ..Settings::default() };
             Start::LeastSquares { text, settings }
         }

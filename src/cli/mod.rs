@@ -407,8 +407,8 @@ fn say(line: &str) {
 
 /// To stdout; a reader that went away is an error of its own kind, not a panic.
 fn out(text: &str) -> Result<()> {
-    std::io::stdout().write_all(text.as_bytes())?;
-    Ok(std::io::stdout().flush()?)
+    let mut stdout = std::io::stdout();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("standard output")
 }
 
 #[cfg(test)]

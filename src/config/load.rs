@@ -157,8 +157,27 @@ impl Raw {
         refuse_unknown(&self.value, schema, "", &self.origins)?;
         serde_path_to_error::deserialize(Value::Object(self.value.clone())).map_err(|error| {
             let key = error.path().to_string();
-            self.origins.error(&key, error.into_inner().to_string())
+            self.origins.error(&key, in_words(&error.into_inner().to_string()))
         })
+    }
+}
+
+/// What serde says of a wrong type, in JSON's words instead of Rust's.
+fn in_words(message: &str) -> String {
+    let types = [
+        ("i64", "a whole number"),
+        ("u64", "a whole number of at least 0"),
+        ("u32", "a whole number of at least 0"),
+        ("usize", "a whole number of at least 0"),
+        ("f64", "a number"),
+        ("a boolean", "true or false"),
+        ("a string", "a text"),
+        ("path string", "a path"),
+    ];
+    let found = message.replacen("invalid type: ", "found ", 1).replacen("invalid value: ", "found ", 1);
+    match types.iter().find_map(|(rust, words)| Some(format!("{}{words}", found.strip_suffix(rust)?))) {
+        Some(text) => text,
+        None => found,
     }
 }
 

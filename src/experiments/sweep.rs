@@ -75,7 +75,7 @@ pub fn run(sweep: &Sweep, share: Share, results: Option<&Path>, interrupt: &Inte
     table.write(&sweep.dir)?;
     if share.only.is_none() {
         write_results(sweep, results)?;
-        std::io::stdout().write_all(table.text().as_bytes())?;
+        std::io::stdout().write_all(table.text().as_bytes()).context("standard output")?;
     }
     if !failed.is_empty() {
         bail!("{} of {count} runs failed: {}", failed.len(), failed.join(", "));

@@ -150,7 +150,14 @@ fn full_attention_becomes_a_linformer() {
         assert!(sum("fitted") < 0.9 * sum("mean_pool"), "{sharing}: {fit}");
     }
     let ran = lab.run(&["import", text(&fixture("roberta_mlm")), "--out", "x", "--projected-dimension", "4"]);
-    assert!(ran.code == 1 && ran.stderr.contains("needs --text FILE"), "{}", ran.stderr);
+    assert!(ran.code == 2 && ran.stderr.contains("needs --text FILE"), "{}", ran.stderr);
+    for wrong in [
+        ["--projected-dimension", "0", "--projection-init", "jl"].as_slice(),
+        &["--projected-dimension", "4", "--text", "words.txt", "--fit-sequences", "0"],
+    ] {
+        let ran = lab.run(&[&["import", text(&fixture("roberta_mlm")), "--out", "x"], wrong].concat());
+        assert!(ran.code == 2 && ran.stderr.contains("invalid value '0'"), "{wrong:?}: {}", ran.stderr);
+    }
     let ran = lab.run(&["import", text(&fixture("roberta_mlm")), "--out", "x", "--projected-dimension", "40", "--projection-init", "jl"]);
     assert!(ran.code == 1 && ran.stderr.contains("found 40, expected 1 to n = 12"), "{}", ran.stderr);
     lab.write("short.txt", "the ship");

@@ -6,8 +6,8 @@
 //! layer's matrix products alone ([`super::floor`]). Beside our Linformer stands one that stores its scores: the paper's own
 //! comparison is that with full attention that stores them too.
 //!
-//! Rows that the results' file has already, by the same program under the same settings, are not measured again: a long table can be made in
-//! pieces, `n=[512,1024]` first, and goes on where it was broken off.
+//! Rows that the results' file has already, by the same program under the same settings, are not measured again: a long
+//! table can be made in pieces, `n=[512,1024]` first, and goes on where it was broken off.
 
 mod table;
 
@@ -34,8 +34,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
-use table::{extrapolated, plot, table, NOTE};
+use table::{extrapolated, table, NOTE};
 use tch::{Device, Kind, Tensor};
+
+pub use table::time_by_n;
 
 /// The file.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -146,7 +148,7 @@ struct Cell {
     /// Of a pass over `tokens` tokens, each round's.
     seconds: Vec<f64>,
     tokens: i64,
-    /// Beyond the weights, for one sequence; None: not measured.
+    /// Beyond the weights and what the program keeps for itself, for one sequence; None: not measured.
     bytes: Option<f64>,
     computed_bytes: f64,
     /// Of the matrix products of a pass alone, each round's; Linformers only.
@@ -329,12 +331,12 @@ impl Efficiency {
         self.variants(n).into_iter().map(cell).collect()
     }
 
-    /// Peak memory of one pass over one sequence beyond what was there before, in this process (which must be fresh).
+    /// Peak memory of a pass over one sequence beyond what was there before, in this process (which must be fresh).
     pub fn measure_memory(&self, n: i64, variant: usize) -> Result<f64> {
         let Some(variant) = self.variants(n).get(variant).copied() else { bail!("no such cell") };
         let pass = self.passes(n, variant);
-        // A short pass first: libtorch's own buffers and the weights' copies are not the pass's.
-        pass(1, n.min(64))?;
+        // A pass like it first: the buffers that libtorch keeps for its products, and copies of the weights, are no sequence's.
+        pass(1, n)?;
         runtime::give_back_freed_memory();
         let before = runtime::resident_bytes().context("/proc/self/status")?;
         runtime::reset_peak_memory().context("/proc/self/clear_refs")?;
@@ -408,6 +410,6 @@ fn write(efficiency: &Efficiency, rows: &BTreeMap<i64, Vec<Cell>>) -> Result<(St
     let json_of = |c: &&Cell| c.json(&all, extrapolated(&cells, c));
     let record = json!({"efficiency": all, "environment": environment("cpu", 0.0), "cells": cells.iter().map(json_of).collect::<Vec<_>>()});
     save("efficiency.json", &(serde_json::to_string_pretty(&record)? + "\n"))?;
-    plot(&all, &cells).render(&out.join("time_per_token"))?;
+    time_by_n(&record).render(&out.join("time_by_n"))?;
     Ok((text, Finished::Done(record)))
 }

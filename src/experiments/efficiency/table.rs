@@ -1,6 +1,6 @@
 //! The cells as a table, as JSON, and as a picture.
 
-use super::{Cell, Efficiency, Timed, Variant};
+use super::{Cell, Efficiency, Variant};
 use crate::eval::median;
 use crate::experiments::paper::Table3;
 use crate::log::plot::{LineChart, Series};
@@ -90,38 +90,34 @@ pub(super) fn table(cells: &[&Cell]) -> Vec<Vec<String>> {
     std::iter::once(header.to_vec()).chain(cells.iter().copied().map(row)).collect()
 }
 
-pub(super) fn plot(efficiency: &Efficiency, cells: &[&Cell]) -> LineChart {
-    let mut variants: Vec<Variant> = Vec::new();
-    cells.iter().for_each(|c| {
-        // The paper's own comparison stands in the table; drawn, it would hide the curves that matter.
-        if !variants.contains(&c.variant) && !matches!(c.variant, Variant::Stored(_)) {
-            variants.push(c.variant);
+/// Time a token against n, a curve an attention, from the record that `linformer efficiency` writes.
+pub fn time_by_n(record: &Value) -> LineChart {
+    let mut series: Vec<Series> = Vec::new();
+    for cell in record["cells"].as_array().into_iter().flatten() {
+        let (Some(n), Some(y)) = (cell["n"].as_f64(), cell["microseconds_per_token"].as_f64()) else { continue };
+        let name = cell["attention"].as_str().unwrap_or_default();
+        match series.iter_mut().find(|s| s.name == name) {
+            Some(series) => series.points.push((n, y)),
+            // The paper's own comparison has its place in the table: here it would hide the curves that matter.
+            None if name.ends_with(" stored") => {}
+            None => {
+                let series_of = Series::marked(name, vec![(n, y)]);
+                series.push(if name == "materialised" { series_of.reference() } else { series_of });
+            }
         }
-    });
-    let series = |variant: &Variant| {
-        let points = cells.iter().filter(|c| c.variant == *variant).filter_map(|c| Some((c.n as f64, c.microseconds_per_token()?)));
-        let series = Series::marked(variant.name(), points.collect());
-        if *variant == Variant::Materialised {
-            series.reference()
-        } else {
-            series
-        }
+    }
+    let settings = &record["efficiency"];
+    let pass = match settings["pass"].as_str() {
+        Some("forward_backward") => "Forward and backward pass",
+        _ => "Forward pass",
     };
+    let (layers, width) = (&settings["model"]["num_hidden_layers"], &settings["model"]["hidden_size"]);
     LineChart {
-        title: format!(
-            "{}, {} layer(s), d = {}, {}",
-            match efficiency.pass {
-                Timed::Forward => "Forward pass",
-                Timed::ForwardBackward => "Forward and backward pass",
-            },
-            efficiency.model.num_hidden_layers,
-            efficiency.model.hidden_size,
-            efficiency.precision
-        ),
+        title: format!("{pass}, {layers} layer(s), d = {width}, {}", settings["precision"].as_str().unwrap_or_default()),
         x: "n, tokens in a sequence".into(),
-        y: "microseconds per token".into(),
+        y: "microseconds a token".into(),
         log_x: true,
         log_y: true,
-        series: variants.iter().map(series).filter(|s| !s.points.is_empty()).collect(),
+        series,
     }
 }

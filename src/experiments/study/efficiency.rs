@@ -1,7 +1,6 @@
 //! The page of time and memory against n (paper, Table 3 and Figure 2).
 
 use crate::experiments::paper::Table3;
-use crate::log::plot::{LineChart, Series};
 use serde_json::Value;
 
 const MIB: f64 = 1048576.0;
@@ -111,27 +110,6 @@ pub fn notes(record: &Value) -> Vec<String> {
         ),
         "materialised: full attention with its scores stored, as the paper's baseline has it. fused: full attention whose scores are never stored, which the paper did not have. k=...: this program's Linformer, which stores none either.".to_string() + stored,
         format!("out of memory: one sequence would need so much, by computation, and more than {} GiB were not tried.", text("largest_gib")),
-        format!("Memory is the peak of a pass over one sequence beyond the weights, in a process of its own; batches are those that so many fit into {} GiB, not tried themselves.", text("memory_gib")),
+        format!("Memory is the peak of a pass over one sequence beyond the weights, in a process of its own, after a pass like it: buffers that libtorch keeps are not counted. Batches are those that so many fit into {} GiB, not tried themselves.", text("memory_gib")),
     ]
-}
-
-/// Time a token against n, a curve an attention.
-pub fn time_by_n(record: &Value) -> LineChart {
-    let mut series: Vec<Series> = Vec::new();
-    for cell in cells(record) {
-        let (Some(n), Some(y)) = (cell["n"].as_f64(), cell["microseconds_per_token"].as_f64()) else { continue };
-        let name = cell["attention"].as_str().unwrap_or_default();
-        match series.iter_mut().find(|s| s.name == name) {
-            Some(series) => series.points.push((n, y)),
-            // The paper's own comparison has its place in the table: here it would hide the curves that matter.
-            None if name.ends_with(" stored") => {}
-            None => {
-                let series_of = Series::marked(name, vec![(n, y)]);
-                series.push(if name == "materialised" { series_of.reference() } else { series_of });
-            }
-        }
-    }
-    let mut title = pass(record).to_string();
-    title[..1].make_ascii_uppercase();
-    LineChart { title, x: "n, tokens in a sequence".into(), y: "microseconds a token".into(), log_x: true, log_y: true, series }
 }

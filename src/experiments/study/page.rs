@@ -4,6 +4,7 @@ use super::claims::{Claim, State};
 use super::efficiency;
 use super::evidence::Evidence;
 use crate::eval::statistics::Estimate;
+use crate::experiments::efficiency::time_by_n;
 use crate::experiments::results::{Comparison, Group, Results};
 use crate::experiments::scaling::record::Record;
 use crate::experiments::scaling::report;
@@ -16,14 +17,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Folder and title, in the order of the report.
-pub const TITLES: [(&str, &str); 18] = [
+pub const TITLES: [(&str, &str); 20] = [
     ("spectrum", "Figure 1: the spectrum of attention"),
     ("theorems", "Theorems 1 and 2"),
     ("figure3ab", "Figure 3 a, b: the price of k"),
     ("figure3c", "Figure 3 c: sharing"),
     ("figure3d", "Figure 3 d: k fixed, n growing"),
     ("table2", "Table 2: fine-tuning, tasks from the embedded text"),
-    ("table2-real", "Table 2: fine-tuning, SST-2"),
+    ("table2-sst2", "Table 2: fine-tuning, SST-2"),
+    ("table2-imdb", "Table 2: fine-tuning, IMDB reviews"),
+    ("table2-qnli", "Table 2: fine-tuning, half of QNLI's dev rows"),
     ("efficiency", "Table 3 and Figure 2: time and memory"),
     ("initialisation", "How E and F start"),
     ("projections", "General projections"),
@@ -187,7 +190,7 @@ fn entry(folder: &str) -> Option<(usize, &str)> {
     let base = folder.strip_prefix("paper-").unwrap_or(folder);
     let rest = |name: &str| base.strip_prefix(name).filter(|rest| rest.is_empty() || rest.starts_with(['-', '/']));
     let found = TITLES.iter().enumerate().filter_map(|(i, (name, _))| Some((i, rest(name)?)));
-    // The longest name: table2-real is no table2.
+    // The longest name: table2-sst2 is no table2.
     found.min_by_key(|(_, rest)| rest.len())
 }
 
@@ -371,7 +374,7 @@ fn of_record(evidence: &Evidence, folder: &str, kind: &str, value: &Value) -> Op
         }
         "efficiency" => {
             let caption = "Time a token against the length of a sequence, log-log.".into();
-            let charts = vec![Picture { name: "time_by_n", caption, chart: Drawing::Lines(efficiency::time_by_n(value)) }];
+            let charts = vec![Picture { name: "time_by_n", caption, chart: Drawing::Lines(time_by_n(value)) }];
             return Some(Page {
                 folder: folder.into(),
                 title: title(folder),
