@@ -11,6 +11,7 @@ use super::project::Fit;
 use super::ExchangeError;
 use crate::data::readers::lines::Lines;
 use crate::data::tokenizer::Tokenizer;
+use crate::model::projection::averages;
 use crate::model::{Encoder, Input, Parameter, Parameters, Pass};
 use crate::native::optim::{adam_step, forget_gradients, AdamItem, AdamSettings};
 use crate::random::{Purpose, Stream};
@@ -150,11 +151,7 @@ fn start_as_mean_pool(parameters: &Parameters, n: i64) {
     let _guard = tch::no_grad_guard();
     for parameter in parameters.iter().filter(|p| p.is_projection()) {
         let size = parameter.tensor.size();
-        let (k, window) = (size[size.len() - 2], (n + size[size.len() - 2] - 1) / size[size.len() - 2]);
-        let row_of = Tensor::arange(n, (Kind::Int64, tch::Device::Cpu)).floor_divide_scalar(window);
-        let pool = Tensor::arange(k, (Kind::Int64, tch::Device::Cpu)).unsqueeze(1).eq_tensor(&row_of).to_kind(Kind::Float);
-        let counts = pool.sum_dim_intlist([1i64].as_slice(), true, Kind::Float).clamp_min(1.0);
-        parameter.tensor.detach().copy_(&(pool / counts));
+        parameter.tensor.detach().copy_(&averages(size[size.len() - 2], n));
     }
 }
 

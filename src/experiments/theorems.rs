@@ -11,6 +11,7 @@ use crate::durable::replace;
 use crate::eval::statistics::Estimate;
 use crate::log::plot::{Chart, LineChart, Series};
 use crate::model::attention::Heads;
+use crate::model::projection::averages;
 use crate::random::{hash_name, Purpose, Stream};
 use crate::table::align;
 use crate::train::run::environment;
@@ -109,14 +110,6 @@ pub fn theorem_2(s: &Tensor, v: &Tensor, near: &Tensor) -> (Tensor, Tensor) {
     (&error / norms(&exact, -1).clamp_min(1e-300), error / of_theorem.clamp_min(1e-300))
 }
 
-/// `[k, n]` of 1/w on each window of w = ceil(n/k) positions.
-pub fn mean_pool(k: i64, n: i64) -> Tensor {
-    let window = (n + k - 1) / k;
-    let column = Tensor::arange(n, (Kind::Double, tch::Device::Cpu)).divide_scalar_mode(window, "floor").unsqueeze(0);
-    let row = Tensor::arange(k, (Kind::Double, tch::Device::Cpu)).unsqueeze(1);
-    column.eq_tensor(&row).to_kind(Kind::Double) / window as f64
-}
-
 /// Scores and values of some sequences in one layer, `[B, h, n, n]` and `[B, h, n, c]`, in fp64.
 struct Layer {
     scores: Tensor,
@@ -135,7 +128,7 @@ fn learned(train: &Layer, k: i64, steps: i64) -> (Tensor, Tensor) {
         (scores, values, exact)
     };
     let (fitted, choosing) = (part(0, fit), part(fit.min(count - 1), (count - fit).max(1)));
-    let start = || mean_pool(k, n).to_kind(Kind::Float).repeat([heads, 1, 1]).set_requires_grad(true);
+    let start = || averages(k, n).to_kind(Kind::Float).repeat([heads, 1, 1]).set_requires_grad(true);
     let parameters = [start(), start()];
     let loss = |(scores, values, exact): &(Tensor, Tensor, Tensor)| {
         let error = compressed(scores, &parameters[0], &parameters[1], values) - exact;
@@ -317,7 +310,7 @@ fn at(train: &[Layer], test: &[Layer], k: i64, n: i64, options: &Options) -> Vec
         let first = [theorem_1(&p, &r, &test.values), theorem_1(&p, &r, &random), best_rank(&p, k, &test.values)];
         // Appendix B takes delta small: 1/2^n in one place, of the order 1/n in another.
         let delta = 1.0 / n as f64;
-        let pool = mean_pool(k, n);
+        let pool = averages(k, n);
         let near = |e: &Tensor, f: &Tensor| theorem_2(&test.scores, &test.values, &compressed(&test.scores, e, f, &test.values));
         let (e, f) = learned(train, k, options.steps);
         let second = [near(&(&r * delta), &(&r * (-delta).exp())), near(&r, &r), near(&pool, &pool), near(&e, &f)];
@@ -408,7 +401,7 @@ mod tests {
         let (k, n) = (r.size()[0], r.size()[1]);
         let delta = 1.0 / n as f64;
         let near = |e: &Tensor, f: &Tensor| theorem_2(&s, &v, &compressed(&s, e, f, &v));
-        let pool = mean_pool(k, n);
+        let pool = averages(k, n);
         let pairs = [("proof", near(&(&r * delta), &(&r * (-delta).exp()))), ("jl", near(&r, &r)), ("mean_pool", near(&pool, &pool))];
         let mut found = vec![("theorem_1".to_string(), theorem_1(&p, &r, &v)), ("best_rank".to_string(), best_rank(&p, k, &v))];
         for (name, (own, of_theorem)) in pairs {
@@ -452,7 +445,7 @@ mod tests {
             let near = compressed(&layer.scores, e, f, &layer.values);
             theorem_2(&layer.scores, &layer.values, &near).0.mean(Kind::Double).double_value(&[])
         };
-        let pool = mean_pool(4, 16);
+        let pool = averages(4, 16);
         let (e, f) = learned(&layer, 4, 100);
         assert!(error(&e, &f) < 0.8 * error(&pool, &pool), "{} {}", error(&e, &f), error(&pool, &pool));
     }

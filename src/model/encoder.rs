@@ -343,7 +343,7 @@ impl Layer {
     /// The same in three blocks: the heads' outputs, the end of the attention, the feed-forward block.
     fn forward_fused(&self, x: Tensor, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
         let (size, width) = (x.size(), x.size()[2]);
-        if !pass.is_training() && !x.requires_grad() && size[0] * size[1] > row_block(x.kind()) {
+        if !pass.is_training() && !x.requires_grad() && size[0] * size[1] > ROW_BLOCK {
             return self.forward_by_rows(&x, keep, pass);
         }
         let attention = span(Part::Attention);
@@ -356,8 +356,7 @@ impl Layer {
     /// Linformer); queries, and all that follows them, of a block of rows at a time.
     fn forward_by_rows(&self, x: &Tensor, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
         let (batch, length, width) = (x.size()[0], x.size()[1], x.size()[2]);
-        let block = row_block(x.kind());
-        let (sequences, rows) = ((block / length).max(1), if self.attention.stores_scores() { length } else { block.min(length) });
+        let (sequences, rows) = ((ROW_BLOCK / length).max(1), if self.attention.stores_scores() { length } else { ROW_BLOCK.min(length) });
         let out = x.empty_like();
         for first in (0..batch).step_by(sequences as usize) {
             let count = sequences.min(batch - first);
@@ -390,15 +389,14 @@ impl Layer {
         let chosen = take_rows(&x.view([-1, width]), rows)?;
         let (attended, x) = (self.attention.forward_at(x, &chosen, rows, keep, pass)?, chosen);
         drop(attention);
-        let block = row_block(x.kind());
-        if pass.is_training() || x.requires_grad() || count <= block {
+        if pass.is_training() || x.requires_grad() || count <= ROW_BLOCK {
             return self.rest_of_layer(attended, &x, length, Some(rows), pass);
         }
         let piece = |first: i64| {
-            let [attended, x, rows] = [&attended, &x, rows].map(|t| t.narrow(0, first, block.min(count - first)));
+            let [attended, x, rows] = [&attended, &x, rows].map(|t| t.narrow(0, first, ROW_BLOCK.min(count - first)));
             self.rest_of_layer(attended, &x, length, Some(&rows), pass)
         };
-        let pieces: Vec<Tensor> = (0..count).step_by(block as usize).map(piece).collect::<Result<_, _>>()?;
+        let pieces: Vec<Tensor> = (0..count).step_by(ROW_BLOCK as usize).map(piece).collect::<Result<_, _>>()?;
         Ok(Tensor::cat(&pieces, 0))
     }
 
@@ -430,11 +428,5 @@ impl Layer {
 const SHARED_PROJECTION: &str = "roberta.encoder.shared_projection";
 
 /// Rows taken at once where nothing is kept for a backward pass: what the feed-forward block makes of them should stay in the
-/// cache. Products in fp32 take so long that it does not matter, and want more rows.
-pub(super) fn row_block(kind: Kind) -> i64 {
-    if kind == Kind::BFloat16 {
-        512
-    } else {
-        2048
-    }
-}
+/// cache, and is the most that a pass over a sequence needs. Products of fewer rows are slower (benches/LOG.md).
+pub(super) const ROW_BLOCK: i64 = 512;

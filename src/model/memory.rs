@@ -2,7 +2,7 @@
 //!
 //! The moments follow the fused blocks (`src/native/`): what each keeps for its backward pass, and what it makes there.
 
-use super::encoder::{row_block, Encoder};
+use super::encoder::{Encoder, ROW_BLOCK};
 use super::heads::{ClassificationHead, MaskedLmHead};
 use super::parameters::{Parameter, Parameters};
 use super::size::Head;
@@ -226,7 +226,7 @@ impl<'a> Step<'a> {
     /// and the output.
     fn inference(&self, tokens: f64) -> f64 {
         let n = self.config.data.sequence_length as f64;
-        let block = row_block(if self.e < 4.0 { Kind::BFloat16 } else { Kind::Float }) as f64;
+        let block = ROW_BLOCK as f64;
         let at_work = ((block / n).floor().max(1.0) * n).min(tokens);
         let attention = &self.model.attention;
         // Keys of a sequence; tensors that have as many rows as they.

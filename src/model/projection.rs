@@ -184,6 +184,15 @@ fn over_heads(t: Tensor, x: &Tensor) -> Tensor {
     }
 }
 
+/// E of a mean pool, `[k, n]` in fp64: each row has the mean of its window; windows beyond n are rows of zeros.
+pub fn averages(k: i64, n: i64) -> Tensor {
+    let window = (n + k - 1) / k;
+    let row_of = Tensor::arange(n, (tch::Kind::Int64, tch::Device::Cpu)).floor_divide_scalar(window);
+    let chosen = Tensor::arange(k, (tch::Kind::Int64, tch::Device::Cpu)).unsqueeze(1).eq_tensor(&row_of).to_kind(tch::Kind::Double);
+    let counts = chosen.sum_dim_intlist([1i64].as_slice(), true, tch::Kind::Double).clamp_min(1.0);
+    chosen / counts
+}
+
 fn mean_pool(x: &Tensor, keep: Option<&Tensor>, window: i64) -> Compressed {
     let size = x.size();
     let all = Tensor::ones([1, size[size.len() - 2]], (tch::Kind::Bool, x.device()));
