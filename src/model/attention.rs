@@ -5,7 +5,7 @@
 //! function; padding rows are zeroed **before** it, so that the outputs at real tokens do not depend on how much padding
 //! stands behind them.
 
-use super::layers::{Linear, Pass};
+use super::layers::{Linear, Pass, ROW_BLOCK};
 use super::parameters::Parameters;
 use super::projection::{Compressed, Projection};
 use crate::config::{AttentionBackend, AttentionKind, Backend, BiasOrder, Model, Order, Sharing};
@@ -166,8 +166,13 @@ impl SelfAttention {
     }
 
     /// Whether the scores of every query stand in memory at once.
-    pub fn stores_scores(&self) -> bool {
+    fn stores_scores(&self) -> bool {
         self.backend == AttentionBackend::Materialised
+    }
+
+    /// [`queries_at_once`] of this attention.
+    pub fn queries_at_once(&self) -> i64 {
+        queries_at_once(self.backend, self.compression.is_none())
     }
 
     /// Whether our own kernel is the one to take. libtorch's has no dropout.
@@ -341,6 +346,16 @@ fn side_by_side(rows: &[i64], batch: usize, length: i64) -> (Vec<i64>, i64) {
         .collect();
     let most = counts.into_iter().max().unwrap_or(0);
     (within.into_iter().map(|(sequence, before)| sequence * most + before).collect(), most)
+}
+
+/// Queries of a sequence that are attended with at once where nothing is kept for a backward pass. Each block of them reads all
+/// keys and values: n of them are worth more queries than k (benches/LOG.md).
+pub fn queries_at_once(backend: AttentionBackend, is_full: bool) -> i64 {
+    match backend {
+        AttentionBackend::Materialised => i64::MAX,
+        _ if is_full => 2048,
+        _ => ROW_BLOCK,
+    }
 }
 
 /// Q K^T / sqrt(d).

@@ -2,7 +2,7 @@
 
 use super::attention::{Heads, Keep, SelfAttention};
 use super::init::Init;
-use super::layers::{activate, is_fused, LayerNorm, Linear, Pass};
+use super::layers::{activate, is_fused, LayerNorm, Linear, Pass, ROW_BLOCK};
 use super::parameters::Parameters;
 use super::projection::Projection;
 use crate::config::{AttentionKind, Backend, HiddenAct, Model, Norm, Padding, PositionInit, Sharing};
@@ -356,7 +356,7 @@ impl Layer {
     /// Linformer); queries, and all that follows them, of a block of rows at a time.
     fn forward_by_rows(&self, x: &Tensor, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
         let (batch, length, width) = (x.size()[0], x.size()[1], x.size()[2]);
-        let (sequences, rows) = ((ROW_BLOCK / length).max(1), if self.attention.stores_scores() { length } else { ROW_BLOCK.min(length) });
+        let (sequences, rows) = ((ROW_BLOCK / length).max(1), self.attention.queries_at_once().min(length));
         let out = x.empty_like();
         for first in (0..batch).step_by(sequences as usize) {
             let count = sequences.min(batch - first);
@@ -370,10 +370,31 @@ impl Layer {
                 let attention = span(Part::Attention);
                 let attended = self.attention.attend(&self.attention.queries(&x)?, &keys_and_values, pass)?.view([-1, width]);
                 drop(attention);
-                out.copy_(&self.rest_of_layer(attended, &x.view([-1, width]), length, None, pass)?.view_as(&out));
+                out.copy_(&self.rest_by_rows(attended, &x.view([-1, width]), length, None, pass)?.view_as(&out));
             }
         }
         Ok(out)
+    }
+
+    /// [`Self::rest_of_layer`] without gradients, of a block of rows at a time.
+    fn rest_by_rows(
+        &self,
+        attended: Tensor,
+        x: &Tensor,
+        length: i64,
+        numbers: Option<&Tensor>,
+        pass: &Pass,
+    ) -> Result<Tensor, NativeError> {
+        let count = x.size()[0];
+        if count <= ROW_BLOCK {
+            return self.rest_of_layer(attended, x, length, numbers, pass);
+        }
+        let piece = |first: i64| {
+            let of = |t: &Tensor| t.narrow(0, first, ROW_BLOCK.min(count - first));
+            self.rest_of_layer(of(&attended), &of(x), length, numbers.map(of).as_ref(), pass)
+        };
+        let pieces: Vec<Tensor> = (0..count).step_by(ROW_BLOCK as usize).map(piece).collect::<Result<_, _>>()?;
+        Ok(Tensor::cat(&pieces, 0))
     }
 
     /// Whether [`Self::forward_at`] can be asked.
@@ -384,20 +405,15 @@ impl Layer {
 
     /// The output's rows b L + position alone, `[M, d]`, as [`Encoder::forward_at`] has them.
     fn forward_at(&self, x: &Tensor, keep: Option<&Keep>, rows: &Tensor, pass: &Pass) -> Result<Tensor, NativeError> {
-        let (length, width, count) = (x.size()[1], x.size()[2], rows.size()[0]);
+        let (length, width) = (x.size()[1], x.size()[2]);
         let attention = span(Part::Attention);
         let chosen = take_rows(&x.view([-1, width]), rows)?;
         let (attended, x) = (self.attention.forward_at(x, &chosen, rows, keep, pass)?, chosen);
         drop(attention);
-        if pass.is_training() || x.requires_grad() || count <= ROW_BLOCK {
+        if pass.is_training() || x.requires_grad() {
             return self.rest_of_layer(attended, &x, length, Some(rows), pass);
         }
-        let piece = |first: i64| {
-            let [attended, x, rows] = [&attended, &x, rows].map(|t| t.narrow(0, first, ROW_BLOCK.min(count - first)));
-            self.rest_of_layer(attended, &x, length, Some(&rows), pass)
-        };
-        let pieces: Vec<Tensor> = (0..count).step_by(ROW_BLOCK as usize).map(piece).collect::<Result<_, _>>()?;
-        Ok(Tensor::cat(&pieces, 0))
+        self.rest_by_rows(attended, &x, length, Some(rows), pass)
     }
 
     /// From the heads' outputs and the layer's input, `[rows, d]` each, to the layer's output; sequences have `length` rows.
@@ -426,7 +442,3 @@ impl Layer {
 
 /// The E of sharing `layerwise`.
 const SHARED_PROJECTION: &str = "roberta.encoder.shared_projection";
-
-/// Rows taken at once where nothing is kept for a backward pass: what the feed-forward block makes of them should stay in the
-/// cache, and is the most that a pass over a sequence needs. Products of fewer rows are slower (benches/LOG.md).
-pub(super) const ROW_BLOCK: i64 = 512;

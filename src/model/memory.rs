@@ -2,8 +2,10 @@
 //!
 //! The moments follow the fused blocks (`src/native/`): what each keeps for its backward pass, and what it makes there.
 
-use super::encoder::{Encoder, ROW_BLOCK};
+use super::attention::queries_at_once;
+use super::encoder::Encoder;
 use super::heads::{ClassificationHead, MaskedLmHead};
+use super::layers::ROW_BLOCK;
 use super::parameters::{Parameter, Parameters};
 use super::size::Head;
 use crate::config::{AttentionBackend, AttentionKind, Backend, Config, HiddenAct, Model, Norm, Precision, Sharing, Train};
@@ -237,9 +239,11 @@ impl<'a> Step<'a> {
         // Scores and their softmax, which is made in fp32: in bf16 the scores once more.
         let stores_scores = attention.backend == AttentionBackend::Materialised;
         let scores = at_work * keys * self.model.num_attention_heads as f64 * if self.e < 4.0 { 10.0 } else { 8.0 };
-        let rows = if stores_scores { at_work } else { block.min(at_work) };
+        let rows = (queries_at_once(attention.backend, attention.kind == AttentionKind::Full) as f64).min(at_work);
         let attended = self.e * rows * 2.0 * self.d + if stores_scores { self.e * rows * self.d + scores } else { 0.0 };
-        let feed_forward = self.e * rows * (3.0 * self.d + self.f);
+        // Of more rows than a block: theirs of the heads, those that are done, and both put together.
+        let of_blocks = if rows > block { 3.0 * rows * self.d } else { 0.0 };
+        let feed_forward = self.e * (rows.min(block) * (3.0 * self.d + self.f) + of_blocks);
         self.e * (2.0 * tokens + tensors * at_work / n * keys) * self.d + attended.max(feed_forward)
     }
 
