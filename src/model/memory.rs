@@ -239,11 +239,12 @@ impl<'a> Step<'a> {
         // Scores and their softmax, which is made in fp32: in bf16 the scores once more.
         let stores_scores = attention.backend == AttentionBackend::Materialised;
         let scores = at_work * keys * self.model.num_attention_heads as f64 * if self.e < 4.0 { 10.0 } else { 8.0 };
-        let rows = (queries_at_once(attention.backend, attention.kind == AttentionKind::Full) as f64).min(at_work);
+        let is_full_in_fp32 = attention.kind == AttentionKind::Full && self.e == 4.0;
+        let rows = (queries_at_once(attention.backend, is_full_in_fp32) as f64).min(at_work);
         let attended = self.e * rows * 2.0 * self.d + if stores_scores { self.e * rows * self.d + scores } else { 0.0 };
-        // Of more rows than a block: theirs of the heads, those that are done, and both put together.
-        let of_blocks = if rows > block { 3.0 * rows * self.d } else { 0.0 };
-        let feed_forward = self.e * (rows.min(block) * (3.0 * self.d + self.f) + of_blocks);
+        let of_block = rows.min(block) * (3.0 * self.d + self.f);
+        // Of more rows than a block: the heads' output and the blocks that are done, beside one at work or all put together.
+        let feed_forward = self.e * if rows > block { 2.0 * rows * self.d + of_block.max(rows * self.d) } else { of_block };
         self.e * (2.0 * tokens + tensors * at_work / n * keys) * self.d + attended.max(feed_forward)
     }
 

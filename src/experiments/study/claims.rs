@@ -131,8 +131,8 @@ pub fn all(evidence: &Evidence) -> Vec<Claim> {
         ),
         claim(
             "Section 5.2, Table 2",
-            "Fine-tuned, k = 128 is comparable to RoBERTa: on the paper's own tasks, after a small pretraining.",
-            "confirmed if on each task that was run the 95 % interval of the score difference to full attention lies above -0.02",
+            "Fine-tuned, k = 128 is comparable to RoBERTa: on rows of SST-2, IMDB and QNLI (the last two in splits of our own), after a small pretraining.",
+            "confirmed if on each of them pretraining raises full attention's score (paired, p < 0.05) and the 95 % interval of the score difference to it lies above -0.02",
             "table2-sst2",
             on_real_tasks(evidence, 0.02),
         ),
@@ -251,18 +251,24 @@ fn comparable(results: &Results, name: &str, other: &str, margin: f64) -> Judged
     Some((state, pairs.into_iter().map(|(_, words)| words).collect::<Vec<_>>().join(" ")))
 }
 
-/// [`comparable`] on every task of the paper's that was run.
+/// [`comparable`] on the paper's own tasks, as far as pretraining is worth anything there: else two models that learned nothing of
+/// use are alike.
 fn on_real_tasks(evidence: &Evidence, margin: f64) -> Judged {
-    let tasks = [("table2-sst2", "SST-2"), ("table2-imdb", "IMDB reviews"), ("table2-qnli", "QNLI's dev rows")];
-    let judged: Vec<(State, String)> = tasks
-        .iter()
-        .filter_map(|(folder, task)| {
-            let (state, words) = comparable(evidence.sweep(folder)?, "k32", "full", margin)?;
-            Some((state, format!("{task}: {words}")))
-        })
-        .collect();
-    let state = if judged.iter().all(|(state, _)| *state == State::Confirmed) { State::Confirmed } else { State::NotConfirmed };
-    (!judged.is_empty()).then(|| (state, judged.into_iter().map(|(_, words)| words).collect::<Vec<_>>().join(" ")))
+    let tasks = [("table2-sst2", "SST-2"), ("table2-imdb", "IMDB's reviews"), ("table2-qnli", "QNLI's rows")];
+    let (mut states, mut words) = (Vec::new(), Vec::new());
+    for (folder, task) in tasks {
+        let Some((results, (state, said))) = evidence.sweep(folder).and_then(|r| Some((r, comparable(r, "k32", "full", margin)?))) else {
+            words.push(format!("{task}: not run."));
+            continue;
+        };
+        let gain = results.compare("full-random", "full", None).and_then(|c| c.test);
+        let is_worth = gain.is_some_and(|t| t.p < 0.05 && t.difference.mean < 0.0);
+        let but = if is_worth { "" } else { " But pretraining is not seen to help full attention there, so that this says little." };
+        states.push(if is_worth { state } else { State::NotConfirmed });
+        words.push(format!("{task}: {said}{but}"));
+    }
+    let state = if states.iter().all(|s| *s == State::Confirmed) { State::Confirmed } else { State::NotConfirmed };
+    (!states.is_empty()).then(|| (state, words.join(" ")))
 }
 
 fn estimate(value: &Value) -> Option<Estimate> {

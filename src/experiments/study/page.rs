@@ -26,7 +26,7 @@ pub const TITLES: [(&str, &str); 20] = [
     ("table2", "Table 2: fine-tuning, tasks from the embedded text"),
     ("table2-sst2", "Table 2: fine-tuning, SST-2"),
     ("table2-imdb", "Table 2: fine-tuning, IMDB reviews"),
-    ("table2-qnli", "Table 2: fine-tuning, half of QNLI's dev rows"),
+    ("table2-qnli", "Table 2: fine-tuning, QNLI's dev rows split anew"),
     ("efficiency", "Table 3 and Figure 2: time and memory"),
     ("initialisation", "How E and F start"),
     ("projections", "General projections"),
