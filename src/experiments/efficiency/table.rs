@@ -90,6 +90,14 @@ pub(super) fn table(cells: &[&Cell]) -> Vec<Vec<String>> {
     std::iter::once(header.to_vec()).chain(cells.iter().copied().map(row)).collect()
 }
 
+/// What was timed, in words.
+pub fn pass(record: &Value) -> &'static str {
+    match record["efficiency"]["pass"].as_str() {
+        Some("forward_backward") => "forward and backward pass",
+        _ => "forward pass",
+    }
+}
+
 /// Time a token against n, a curve an attention, from the record that `linformer efficiency` writes.
 pub fn time_by_n(record: &Value) -> LineChart {
     let mut series: Vec<Series> = Vec::new();
@@ -107,10 +115,8 @@ pub fn time_by_n(record: &Value) -> LineChart {
         }
     }
     let settings = &record["efficiency"];
-    let pass = match settings["pass"].as_str() {
-        Some("forward_backward") => "Forward and backward pass",
-        _ => "Forward pass",
-    };
+    let mut pass = pass(record).to_string();
+    pass[..1].make_ascii_uppercase();
     let (layers, width) = (&settings["model"]["num_hidden_layers"], &settings["model"]["hidden_size"]);
     LineChart {
         title: format!("{pass}, {layers} layer(s), d = {width}, {}", settings["precision"].as_str().unwrap_or_default()),

@@ -29,14 +29,6 @@ pub fn saved(record: &Value, n: i64, attention: &str, base: &str) -> (Option<f64
     (ratio(&base["microseconds_per_token"], &ours["microseconds_per_token"]), ratio(&ours["largest_batch"], &base["largest_batch"]))
 }
 
-/// What was timed, in words.
-pub fn pass(record: &Value) -> &'static str {
-    match record["efficiency"]["pass"].as_str() {
-        Some("forward_backward") => "forward and backward pass",
-        _ => "forward pass",
-    }
-}
-
 fn number(value: Option<f64>, digits: usize) -> String {
     value.map_or_else(|| "-".to_string(), |v| format!("{v:.digits$}"))
 }

@@ -4,7 +4,7 @@ use super::claims::{Claim, State};
 use super::efficiency;
 use super::evidence::Evidence;
 use crate::eval::statistics::Estimate;
-use crate::experiments::efficiency::time_by_n;
+use crate::experiments::efficiency::{pass, time_by_n};
 use crate::experiments::results::{Comparison, Group, Results};
 use crate::experiments::scaling::record::Record;
 use crate::experiments::scaling::report;
@@ -378,7 +378,7 @@ fn of_record(evidence: &Evidence, folder: &str, kind: &str, value: &Value) -> Op
             return Some(Page {
                 folder: folder.into(),
                 title: title(folder),
-                about: format!("Time and memory of a {} (linformer efficiency).", efficiency::pass(value)),
+                about: format!("Time and memory of a {} (linformer efficiency).", pass(value)),
                 findings: super::claims::of_record(kind, value),
                 claims: Vec::new(),
                 table: efficiency::table(value),
