@@ -83,8 +83,7 @@ bench: build .venv/bench ## training speed beside the Python peers, one interlea
 	@benches/train_speed.py $(BENCH)
 
 bench-compare: build ## the same for two revisions of ours: REV=... against the working tree
-	@scripts/build_revision.sh $(REV)
-	@benches/train_speed.py --against target/revisions/$(REV)/linformer $(BENCH)
+	@against=$$(scripts/build_revision.sh $(REV)) && benches/train_speed.py --against $$against $(BENCH)
 
 bench-kernels: setup ## every kernel by itself, GB/s and FLOP/s (items/s): BENCH=gelu, --sample-count 20 and the like
 	@$(CARGO) bench --bench kernels -- $(BENCH)

@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-PROGRAM = ROOT / "target/release/linformer"
+from machine import PROGRAM, ROOT, machine
+
 # name: layers, width, heads, feed-forward width, n, k, sequences, micro-batch, precision
 MODELS = {
     "R fp32": (6, 256, 4, 1024, 512, 128, 8, 8, "fp32"),
@@ -72,7 +72,7 @@ def main():
                 print(f"{model:16} {str(recompute):9} {r['computed_mib']:8.0f} {r['measured_mib']:8.0f} {r['ratio']:6.2f}", flush=True)
             if rows[-1]["loss"] != rows[-2]["loss"]:
                 sys.exit(f"error: {model}: recomputation changed the loss, {rows[-2]['loss']} to {rows[-1]['loss']}")
-    options.out.write_text(json.dumps({"command": "benches/memory.py", "threads": os.environ["OMP_NUM_THREADS"], "steps": options.steps,
+    options.out.write_text(json.dumps({"command": "benches/memory.py", "machine": machine(), "threads": os.environ["OMP_NUM_THREADS"], "steps": options.steps,
                                        "models": {name: dict(zip("layers width heads inner n k batch micro_batch precision".split(), m)) for name, m in MODELS.items()},
                                        "rows": rows}, indent=1) + "\n")
     sys.exit(any(abs(r["ratio"] - 1) > 0.1 for r in rows))

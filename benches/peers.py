@@ -6,7 +6,7 @@ and answers with the seconds.
 
 Peers: `hugging-face` and `hugging-face-compile` (RobertaForMaskedLM, SDPA), `lucidrains` (LinformerLM, shared keys and
 values), `floor` (no model: the matrix products of one step, one after the other, by torch.mm and torch.bmm), `floor-chosen` (the same with the
-last layer's rows that are predicted alone, which is what ours computes).
+last layer's rows that are predicted alone, which is what ours computes). `shapes`: those products once by shape, as JSON, and no steps.
 All train on the same tokens, 15 % of them masked, with fused AdamW and the gradient norm clipped to 1.
 """
 import json
@@ -75,17 +75,19 @@ def floor(chosen):
     """The products of a step; `chosen`: with the last layer's rows that are predicted alone, as ours makes them."""
     kind = torch.bfloat16 if bf16 else torch.float32
     rows, short, masked, head = batch * n, batch * k, round(0.15 * batch * n), d // h
-    calls = []
+    calls = []  # (shape in words, product)
 
     def product(m, inner, out):
         """y = x W^T with both gradients."""
         x, w, dy = torch.randn(m, inner, dtype=kind), torch.randn(out, inner, dtype=kind), torch.randn(m, out, dtype=kind)
-        calls.extend([lambda: torch.mm(x, w.t()), lambda: torch.mm(dy, w), lambda: torch.mm(dy.t(), x)])
+        name = f"[{m}, {inner}] [{inner}, {out}]"
+        calls.extend([(name, lambda: torch.mm(x, w.t())), (name, lambda: torch.mm(dy, w)), (name, lambda: torch.mm(dy.t(), x))])
 
     def batched(count, m, inner, out):
         """y = a b with both gradients."""
         a, b, dy = (torch.randn(count, *shape, dtype=kind) for shape in [(m, inner), (inner, out), (m, out)])
-        calls.extend([lambda: torch.bmm(a, b), lambda: torch.bmm(dy, b.transpose(1, 2)), lambda: torch.bmm(a.transpose(1, 2), dy)])
+        name = f"{count} x [{m}, {inner}] [{inner}, {out}]"
+        calls.extend([(name, lambda: torch.bmm(a, b)), (name, lambda: torch.bmm(dy, b.transpose(1, 2))), (name, lambda: torch.bmm(a.transpose(1, 2), dy))])
 
     for made in [rows] * (layers - 1) + [masked // batch * batch if chosen else rows]:
         product(made, d, d), product(short, d, d), product(short, d, d), product(made, d, d)
@@ -93,15 +95,37 @@ def floor(chosen):
         product(made, d, f), product(made, f, d)
     product(masked, d, d), product(masked, d, V)
 
+    return calls
+
+
+def all_of(calls):
     def step():
-        for call in calls:
+        for _, call in calls:
             call()
 
     return step
 
 
-step = {"hugging-face": lambda: hugging_face(False), "hugging-face-compile": lambda: hugging_face(True), "lucidrains": lucidrains, "floor": lambda: floor(False),
-        "floor-chosen": lambda: floor(True)}[peer]()
+def by_shape(calls, rounds=5):
+    """Of every shape, forward and both gradients: how many products, and milliseconds a step, the median of some rounds."""
+    seconds = {}
+    for _ in range(rounds):
+        spent = {}
+        for name, call in calls:
+            start = time.perf_counter()
+            call()
+            spent.setdefault(name, []).append(time.perf_counter() - start)
+        for name, each in spent.items():
+            seconds.setdefault(name, []).append(sum(each))
+    counts = {name: sum(other == name for other, _ in calls) for name in seconds}
+    return {name: {"count": counts[name], "milliseconds": 1e3 * sorted(all_rounds)[rounds // 2]} for name, all_rounds in seconds.items()}
+
+
+if peer == "shapes":
+    print(json.dumps(by_shape(floor(True))))
+    sys.exit()
+step = {"hugging-face": lambda: hugging_face(False), "hugging-face-compile": lambda: hugging_face(True), "lucidrains": lucidrains, "floor": lambda: all_of(floor(False)),
+        "floor-chosen": lambda: all_of(floor(True))}[peer]()
 step(), step()
 print("ready", flush=True)
 for line in sys.stdin:

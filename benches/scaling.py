@@ -15,8 +15,8 @@ import statistics
 import subprocess
 import tempfile
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-PROGRAM = ROOT / "target/release/linformer"
+from machine import PROGRAM, ROOT, machine
+
 BASE = dict(n=512, k=128, d=256, batch=8, threads=os.cpu_count())
 # At a fixed number of tokens a step where n grows.
 CURVES = {
@@ -87,9 +87,8 @@ def main():
                  lowest=min(s), highest=max(s)) for (curve, point, kind), s in zip(cases, speeds)]
     for row in rows:
         print(f"{row['curve']:8} {row['value']:6} {row['attention']:10} {row['tokens_per_second']:9,.0f} tokens/s  ({row['lowest']:,.0f} - {row['highest']:,.0f})")
-    model = next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
     command = f"benches/scaling.py --precision {options.precision} --rounds {options.rounds} --only {options.only}"
-    record = {"command": command, "cpu": model, "cores": os.cpu_count(), "base": BASE, "rows": rows}
+    record = {"command": command, "machine": machine(), "base": BASE, "rows": rows}
     options.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     with open(options.out.with_suffix(".csv"), "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())

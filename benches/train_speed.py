@@ -8,29 +8,32 @@ other processes used more than a tenth of a core is made again. Written: a table
 """
 import argparse
 import json
+import math
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-PROGRAM = ROOT / "target/release/linformer"
+from machine import PROGRAM, ROOT, machine, sha256
+
 MODELS = {
     "R": dict(V=8192, n=512, d=256, h=4, layers=6, k=128, batch=8, f=1024, steps=6),
     "W": dict(V=8192, n=512, d=768, h=12, layers=4, k=128, batch=8, f=3072, steps=3),
 }
 TUNED = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592"
 WARM = 3
+# Student's t, 97.5 %, by degrees of freedom.
+QUANTILES = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26, 10: 2.23}
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="R,W")
-    parser.add_argument("--precisions", default="fp32,bf16")
+    has_bf16 = {"avx512_bf16", "amx_bf16"} & set(machine()["units"])
+    parser.add_argument("--precisions", default="fp32,bf16" if has_bf16 else "fp32", help="bf16 crawls on a processor without products in it")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--malloc", choices=["tuned", "default"], default="tuned", help="of the peers; ours always sets its own")
@@ -123,7 +126,7 @@ def check(program, model, precision, folder):
 
 
 def measure(contenders, rounds):
-    speeds, again = {name: [] for name in contenders}, 0
+    speeds, again, disturbed = {name: [] for name in contenders}, 0, 0
     for number in range(rounds):
         for name, contender in contenders.items():
             for attempt in range(4):
@@ -133,16 +136,28 @@ def measure(contenders, rounds):
                 if foreign < 0.1 or attempt == 3:
                     break
                 again += 1
+            disturbed += foreign >= 0.1
             speeds[name].append(rate)
-    return speeds, again
+    return speeds, again, disturbed
 
 
-def machine():
-    names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-    flags = next(line for line in open("/proc/cpuinfo") if line.startswith("flags")).split()
-    units = [unit for unit in ["avx512f", "amx_bf16"] if unit in flags]
-    revision = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    return {"cpu": names[0], "cores": len(names), "units": units, "kernel": platform.release(), "revision": revision}
+def by_shape(python, model, precision, tokens, options):
+    """Milliseconds a step of the floor's products, by shape: how often, and all of them together."""
+    command = [python, ROOT / "benches/peers.py", "shapes", json.dumps(model), precision, tokens, str(options.threads)]
+    shapes = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    for shape, row in sorted(shapes.items(), key=lambda item: -item[1]["milliseconds"]):
+        print(f"    {shape:34} {row['count']:4} times  {row['milliseconds']:8.1f} ms")
+    return shapes
+
+
+def verdict(ours, against):
+    """The change between two programs, round by round, and whether it is above the noise of the rounds."""
+    changes = [math.log(a / b) for a, b in zip(ours, against)]
+    mean = statistics.mean(changes)
+    error = statistics.stdev(changes) / math.sqrt(len(changes)) if len(changes) > 1 else math.inf
+    limit = QUANTILES.get(len(changes) - 1, 1.96) * error
+    word = ("FASTER" if mean > 0 else "SLOWER") if abs(mean) > limit else "no change above the noise"
+    return {"change": math.expm1(mean), "noise": math.expm1(limit) if limit < math.inf else None, "verdict": word}
 
 
 def main():
@@ -150,6 +165,8 @@ def main():
     python = ROOT / ".venv/bench/bin/python"
     results = {"machine": machine(), "threads": options.threads, "malloc_of_peers": options.malloc, "rounds": options.rounds,
                "peers": [line for line in open(ROOT / "benches/peers.txt").read().split("\n") if "==" in line], "runs": []}
+    if options.against:
+        results["against"] = {"program": options.against, "sha256": sha256(options.against)}
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -165,7 +182,7 @@ def main():
                     tokens = next(folder.glob("cache/corpus-*/train-00000.bin"))
                     for peer in options.peers.split(","):
                         contenders[peer] = Worker(python, peer, model, precision, tokens, options.threads, options.malloc)
-                speeds, again = measure(contenders, options.rounds)
+                speeds, again, disturbed = measure(contenders, options.rounds)
                 [contender.close() for contender in contenders.values()]
                 tokens_per_step = model["batch"] * model["n"]
                 rows = {}
@@ -173,12 +190,19 @@ def main():
                     rates = sorted(rate * tokens_per_step for rate in rates)
                     rows[contender] = {"tokens_per_second": statistics.median(rates), "lowest": rates[0], "highest": rates[-1]}
                 ours = rows["ours"]["tokens_per_second"]
-                print(f"\n{model_name} {precision}, {options.threads} threads, {options.rounds} rounds ({again} made again), malloc of peers {options.malloc}, data_wait {contenders['ours'].waited:.2%}")
+                print(f"\n{model_name} {precision}, {options.threads} threads, {options.rounds} rounds ({again} made again, {disturbed} disturbed all the same), malloc of peers {options.malloc}, data_wait {contenders['ours'].waited:.2%}")
                 for contender, row in rows.items():
                     row["ours_times"] = ours / row["tokens_per_second"]
                     print(f"  {contender:26} {row['tokens_per_second']:9,.0f} tokens/s  ({row['lowest']:,.0f} - {row['highest']:,.0f})   ours is {row['ours_times']:.2f} times it")
-                results["runs"].append({"model": model_name, "shape": model, "precision": precision, "made_again": again,
-                                        "data_wait": contenders["ours"].waited, "speeds": rows})
+                run = {"model": model_name, "shape": model, "precision": precision, "made_again": again, "disturbed": disturbed,
+                       "data_wait": contenders["ours"].waited, "speeds": rows}
+                if not options.against:
+                    run["floor_by_shape"] = by_shape(python, model, precision, tokens, options)
+                if options.against:
+                    run["compared"] = verdict(speeds["ours"], speeds["against"])
+                    noise = run["compared"]["noise"]
+                    print(f"  {run['compared']['verdict']}: {run['compared']['change']:+.1%}, noise {'unknown' if noise is None else f'{noise:.1%}'} (95 %, rounds in pairs)")
+                results["runs"].append(run)
                 sys.stdout.flush()
     kind = "compare" if options.against else "train_speed"
     out = ROOT / "benches/results" / (options.out or f"{kind}-{options.malloc}-{time.strftime('%Y-%m-%d')}.json")

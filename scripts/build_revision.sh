@@ -1,9 +1,10 @@
 #!/bin/sh
-# Builds the program of another revision into target/revisions/REV/linformer.
+# Builds the program of another revision, once for each commit, and says where it is.
 set -eu
 cd "$(dirname "$0")/.."
-rev=${1:?which revision?}
+rev=$(git rev-parse --short "${1:?which revision?}^{commit}")
 into=target/revisions/$rev
+echo "$into/linformer"
 [ -x "$into/linformer" ] && exit 0
 mkdir -p "$into"
 git archive "$rev" | tar -x -C "$into"

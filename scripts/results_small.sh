@@ -116,7 +116,7 @@ failed=()
 step() { "$@" || failed+=("$*"); }
 
 steps=("$@")
-[ ${#steps[@]} -gt 0 ] || steps=(efficiency figure3ab spectrum minilm theorems shift_text figure3c initialisation initialisation-seeds figure3d theorems_n256 listops warm-start projections k-by-depth bias table2 smoothing padding tasks-pretrain-sweep table2-sst2 table2-imdb table2-qnli)
+[ ${#steps[@]} -gt 0 ] || steps=(efficiency figure3ab figure3a-long spectrum minilm theorems shift_text figure3c initialisation initialisation-seeds figure3d theorems_n256 listops warm-start projections k-by-depth bias table2 smoothing padding tasks-pretrain-sweep table2-sst2 table2-imdb table2-qnli)
 [ "${steps[0]}" != first ] || steps=(figure3ab initialisation initialisation-seeds efficiency)
 
 step data

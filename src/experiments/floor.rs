@@ -2,11 +2,12 @@
 //! faster products.
 
 use crate::config::Model;
+use crate::model::ROW_BLOCK;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
-/// Rows of a product with the feed-forward matrices, as a pass without gradients takes them.
-const ROWS: i64 = 2048;
+/// Rows of a product from the queries on, as a pass without gradients takes them.
+const ROWS: i64 = ROW_BLOCK;
 
 /// Seconds of the products of all layers, layerwise or key-value sharing, compress first; `batch` sequences of n tokens.
 pub fn pass(model: &Model, kind: Kind, n: i64, batch: i64, k: i64) -> f64 {
@@ -26,7 +27,7 @@ pub fn pass(model: &Model, kind: Kind, n: i64, batch: i64, k: i64) -> f64 {
     };
     let started = Instant::now();
     for _ in 0..model.num_hidden_layers {
-        let _q = x.mm(&square);
+        in_blocks(&x, &square);
         let _e_x = e.unsqueeze(0).expand([batch, k, n], false).bmm(&x.view([batch, n, d]));
         let _k_v = (x_k.mm(&square), x_k.mm(&square));
         for _ in 0..batch * n / q.size()[1] {

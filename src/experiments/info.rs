@@ -1,12 +1,15 @@
 //! Every number that follows from a config, before anything runs.
 
 use super::parent::Parent;
-use crate::config::{Config, Model, Origins};
+use crate::config::validate::parse_device;
+use crate::config::{Backend, Config, Model, Origins};
 use crate::data::tokenizer::{Kind as TokenizerKind, Tokenizer};
 use crate::log::progress::{duration, thousands};
 use crate::model::memory::Memory;
 use crate::model::size::{distinct_projections, forward_flops_per_token, parameters_by_part, Head};
+use crate::model::{Encoder, Parameters};
 use crate::table::align;
+use crate::train::trainer::kind_of;
 use anyhow::Result;
 
 /// What a given device would need: share of its peak reached, and the peak.
@@ -44,6 +47,9 @@ pub fn describe(config: &Config, origins: &Origins, speed: Speed) -> Result<Stri
     add("steps", thousands(train.max_steps as f64));
     add("tokens in all", thousands(tokens));
     add("tokens per parameter", format!("{:.1}", tokens / total as f64));
+    let unfused = unfused(config, &model);
+    add("blocks of our own", if unfused.is_empty() { "everywhere".into() } else { "except below".into() });
+    unfused.iter().for_each(|part| add("by libtorch's operations", part.to_string()));
     let memory = Memory::of_training(config, &model);
     add("memory: program and libtorch", mebibytes(memory.program));
     add("memory: weights, Adam's moments", mebibytes(memory.weights + memory.moments));
@@ -74,6 +80,17 @@ pub(super) fn resolved(config: &Config, origins: &Origins) -> Result<Model> {
     }
     model.max_position_embeddings.get_or_insert(config.data.sequence_length + model.pad_token_id + 1);
     Ok(model)
+}
+
+/// Parts of a training step that have no block of our own.
+fn unfused(config: &Config, model: &Model) -> Vec<&'static str> {
+    let encoder = Encoder::new(&mut Parameters::uninitialised(tch::Device::Cpu), model);
+    let device = parse_device(&config.run.device).unwrap_or(tch::Device::Cpu);
+    let mut parts = encoder.unfused(kind_of(config.train.precision), device);
+    if config.data.task.is_some() && model.backend == Backend::Fused {
+        parts.push("classification head: it has none");
+    }
+    parts
 }
 
 fn is_pool(model: &Model) -> bool {

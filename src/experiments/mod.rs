@@ -8,6 +8,7 @@
 
 pub mod classifier;
 pub mod curves;
+mod disturbance;
 pub mod efficiency;
 pub mod embed;
 pub mod fill_mask;

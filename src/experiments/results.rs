@@ -96,6 +96,15 @@ pub struct Group {
     pub unigram_loss: Option<f64>,
 }
 
+impl Group {
+    /// By how much the mean curve fell over the last fifth of its tokens, of which the learning rate's decay has a share.
+    pub fn last_fall(&self) -> Option<f64> {
+        let (tokens, last) = *self.curve.last()?;
+        let (_, before) = self.curve.iter().rev().find(|(at, _)| *at <= 0.8 * tokens)?;
+        Some(before - last)
+    }
+}
+
 /// A group beside another, seed by seed.
 #[derive(Clone, Debug, Serialize)]
 pub struct Comparison {
@@ -287,6 +296,11 @@ impl Results {
         } else {
             run.summary["loss"].as_f64()
         }
+    }
+
+    /// Seconds that all runs took, one by one.
+    pub fn seconds(&self) -> f64 {
+        self.runs.iter().filter_map(|r| r.summary["seconds"].as_f64()).sum()
     }
 
     /// Groups in the order of the file.

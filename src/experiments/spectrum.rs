@@ -13,7 +13,7 @@ use crate::log::heatmap::HeatMap;
 use crate::log::plot::{Chart, LineChart, Series};
 use crate::model::weights;
 use crate::table::align;
-use crate::train::run::environment;
+use crate::train::run::environment_at_end;
 use anyhow::{bail, Context, Result};
 use serde::Serialize;
 use serde_json::{json, Value};
@@ -218,7 +218,7 @@ fn record(subject: &Subject, looked: &Looked, rank: i64, measured: &Measured) ->
         "n": subject.model.sequence_length(),
         "looked_at": looked,
         "rank": rank,
-        "environment": environment("cpu", 0.0),
+        "environment": environment_at_end(),
         "all": estimates(&all),
         "by_layer": layers.iter().map(|ranks| estimates(ranks)).collect::<Vec<_>>(),
         "by_head": heads,

@@ -14,7 +14,7 @@ use crate::model::attention::Heads;
 use crate::model::projection::averages;
 use crate::random::{hash_name, Purpose, Stream};
 use crate::table::align;
-use crate::train::run::environment;
+use crate::train::run::environment_at_end;
 use anyhow::{bail, Context, Result};
 use serde::Serialize;
 use serde_json::{json, Value};
@@ -116,8 +116,11 @@ struct Layer {
     values: Tensor,
 }
 
+/// Rates of the fit: Adam moves every one of n entries by about so much a step, which is little or much by what a row sees.
+const RATES: [f64; 2] = [1e-2, 1e-3];
+
 /// E and F `[h, k, n]` of a layer, fitted to three quarters of the training sequences by Adam on the squared error, from mean
-/// pools on; the last quarter chooses the step, so that no fit is kept that only learned its sequences by heart.
+/// pools on; the last quarter chooses rate and step, so that no fit is kept that only learned its sequences by heart.
 fn learned(train: &Layer, k: i64, steps: i64) -> (Tensor, Tensor) {
     let (count, heads, n) = (train.scores.size()[0], train.scores.size()[1], train.scores.size()[3]);
     let fit = (count * 3 / 4).max(1);
@@ -125,21 +128,40 @@ fn learned(train: &Layer, k: i64, steps: i64) -> (Tensor, Tensor) {
         let of = |t: &Tensor| t.narrow(0, first, count).to_kind(Kind::Float);
         let (scores, values) = (of(&train.scores), of(&train.values));
         let exact = scores.softmax(-1, None::<Kind>).matmul(&values);
-        (scores, values, exact)
+        Fitted { scores, values, exact }
     };
     let (fitted, choosing) = (part(0, fit), part(fit.min(count - 1), (count - fit).max(1)));
     let start = || averages(k, n).to_kind(Kind::Float).repeat([heads, 1, 1]).set_requires_grad(true);
     let parameters = [start(), start()];
-    let loss = |(scores, values, exact): &(Tensor, Tensor, Tensor)| {
-        let error = compressed(scores, &parameters[0], &parameters[1], values) - exact;
-        (&error * &error).mean(Kind::Float) / (exact * exact).mean(Kind::Float).clamp_min(1e-30)
-    };
-    let copies = || parameters.each_ref().map(|p| p.detach().copy());
-    let mut best = (loss(&choosing).double_value(&[]), copies());
+    let mut best = (choosing.loss(&parameters).double_value(&[]), parameters.each_ref().map(|p| p.detach().copy()));
+    for rate in RATES {
+        descend(&fitted, &choosing, rate, steps, [start(), start()], &mut best);
+    }
+    let [e, f] = best.1.map(|p| p.to_kind(Kind::Double));
+    (e, f)
+}
+
+/// Sequences with what is to be approximated, in fp32.
+struct Fitted {
+    scores: Tensor,
+    values: Tensor,
+    exact: Tensor,
+}
+
+impl Fitted {
+    /// Squared error over the mean square of what is approximated.
+    fn loss(&self, [e, f]: &[Tensor; 2]) -> Tensor {
+        let error = compressed(&self.scores, e, f, &self.values) - &self.exact;
+        (&error * &error).mean(Kind::Float) / (&self.exact * &self.exact).mean(Kind::Float).clamp_min(1e-30)
+    }
+}
+
+/// Adam on `fitted` at a rate that falls to zero; every tenth step is tried on `choosing`, and the best one kept.
+fn descend(fitted: &Fitted, choosing: &Fitted, rate: f64, steps: i64, parameters: [Tensor; 2], best: &mut (f64, [Tensor; 2])) {
     let mut moments: Vec<[Tensor; 2]> = parameters.iter().map(|p| [p.zeros_like(), p.zeros_like()]).collect();
-    let (rate, beta1, beta2): (f64, f64, f64) = (0.01, 0.9, 0.99);
+    let (beta1, beta2): (f64, f64) = (0.9, 0.99);
     for step in 1..=steps {
-        let gradients = tch::with_grad(|| Tensor::run_backward(&[&loss(&fitted)], &parameters.each_ref()[..], false, false));
+        let gradients = tch::with_grad(|| Tensor::run_backward(&[&fitted.loss(&parameters)], &parameters.each_ref()[..], false, false));
         let decay = 1.0 - (step - 1) as f64 / steps as f64;
         tch::no_grad(|| {
             for ((p, g), m) in parameters.iter().zip(&gradients).zip(&mut moments) {
@@ -150,14 +172,12 @@ fn learned(train: &Layer, k: i64, steps: i64) -> (Tensor, Tensor) {
             }
         });
         if step % 10 == 0 || step == steps {
-            let reached = tch::no_grad(|| loss(&choosing).double_value(&[]));
+            let reached = tch::no_grad(|| choosing.loss(&parameters).double_value(&[]));
             if reached < best.0 {
-                best = (reached, copies());
+                *best = (reached, parameters.each_ref().map(|p| p.detach().copy()));
             }
         }
     }
-    let [e, f] = best.1.map(|p| p.to_kind(Kind::Double));
-    (e, f)
 }
 
 /// One way to approximate, at one k.
@@ -260,7 +280,7 @@ pub fn run(options: &Options) -> Result<(String, Finished)> {
         "measured_on": sequences.len() - sequences.len() / 2,
         "learning_steps": options.steps,
         "seed": options.seed,
-        "environment": environment("cpu", 0.0),
+        "environment": environment_at_end(),
         "bound": [least(0.5), least(2.0 / 3.0)],
         "lines": lines,
     });
@@ -372,10 +392,22 @@ pub fn table(record: &Value) -> String {
         ]
     };
     let lines = record["lines"].as_array().into_iter().flatten().map(row);
+    let error_at = |form: &str, k: &Value| {
+        let mut lines = record["lines"].as_array().into_iter().flatten();
+        lines.find(|l| l["form"] == form && l["k"] == *k).map(|l| l["error"]["mean"].clone())
+    };
+    let is_start = |l: &&Value| l["form"] == "learned" && error_at("mean pool", &l["k"]).is_some_and(|pool| pool == l["error"]["mean"]);
+    let starts: Vec<String> = record["lines"].as_array().into_iter().flatten().filter(is_start).map(|l| l["k"].to_string()).collect();
+    let start = match starts.is_empty() {
+        true => String::new(),
+        false => {
+            format!(" At k = {} learning found nothing better than the mean pool it starts from, on sequences apart.", starts.join(", "))
+        }
+    };
     let at = |i: usize| record["bound"][i]["k"].as_f64().unwrap_or(f64::NAN);
     align(std::iter::once(header).chain(lines).collect())
         + &format!(
-            "The bound 5 ln n / (eps^2 - eps^3) at n = {}: k = {:.0} for eps = 0.5, and none below k = {:.0}. Mean ± standard error over {} sequences; an answer of zeros has an error of 1 over its norm. Theorem 1 bounds the error over the norm of P w, theorem 2 that over |softmax(s)| |V|; none: at this k the bound gives no error.\n",
+            "The bound 5 ln n / (eps^2 - eps^3) at n = {}: k = {:.0} for eps = 0.5, and none below k = {:.0}. Mean ± standard error over {} sequences; an answer of zeros has an error of 1 over its norm. Theorem 1 bounds the error over the norm of P w, theorem 2 that over |softmax(s)| |V|; none: at this k the bound gives no error.{start}\n",
             record["n"],
             at(0),
             at(1),

@@ -181,6 +181,26 @@ impl SelfAttention {
         self.own_kernel && is_better(kind, device, self.head)
     }
 
+    /// What of a training step is made of libtorch's operations, and why.
+    pub fn unfused(&self, kind: Kind, device: Device) -> Vec<&'static str> {
+        let mut parts = Vec::new();
+        if self.block_weights().is_none() {
+            parts.push("keys and values: E of every head, pools, convolutions, project first and biases first have no block");
+        }
+        if !self.has_kernel(kind, device, true) {
+            parts.push(match () {
+                _ if self.stores_scores() => "softmax: the scores are stored",
+                _ if !self.own_kernel => "softmax: libtorch's kernel was asked for",
+                _ if self.head % 32 != 0 => "softmax: the width of a head is no multiple of 32",
+                _ if attention_is_supported(kind, device, self.head) => {
+                    "softmax: without dropout libtorch's kernel is faster on this processor"
+                }
+                _ => "softmax: this processor has no products for ours",
+            });
+        }
+        parts
+    }
+
     fn drops(&self, is_training: bool) -> bool {
         is_training && self.dropout > 0.0
     }

@@ -84,6 +84,25 @@ impl Encoder {
         }
     }
 
+    /// What of a training step is made of libtorch's operations, and why; none: every block is one of ours.
+    pub fn unfused(&self, kind: Kind, device: Device) -> Vec<&'static str> {
+        if self.embeddings.backend != Backend::Fused {
+            return vec!["all: backend reference"];
+        }
+        if !is_supported(kind, device) {
+            return vec!["all: the blocks are for fp32 and bf16 on a CPU"];
+        }
+        let mut parts = Vec::new();
+        parts.extend(self.embeddings.separator.map(|_| "embeddings: token types"));
+        parts.extend(self.norm.as_ref().map(|_| "feed-forward, LayerNorm and residuals: norm pre"));
+        for part in self.layers.iter().flat_map(|layer| layer.attention.unfused(kind, device)) {
+            if !parts.contains(&part) {
+                parts.push(part);
+            }
+        }
+        parts
+    }
+
     /// Those of the first token of each sequence, `[B, d]`.
     pub fn forward_first(&self, input: &Input, pass: &Pass) -> Result<Tensor, NativeError> {
         let (sequences, length) = (input.ids.size()[0], input.ids.size()[1]);

@@ -1,6 +1,7 @@
 //! Initial values, drawn without state from (seed, name of the weight).
 
 use crate::random::{hash_name, Purpose, Stream};
+use std::ops::Range;
 use tch::Tensor;
 
 /// How a weight starts.
@@ -58,13 +59,11 @@ pub fn draw(init: Init, shape: &[i64], seed: u64, name: &str) -> Tensor {
         Init::Sinusoidal { amplitude, base, first_row } => sinusoidal(count, columns, amplitude, base, first_row as usize),
         Init::MeanPool { std } => {
             let rows = shape[shape.len() - 2] as usize;
-            let window = columns.div_ceil(rows);
             let mut values = normal(stream, count, std);
-            for (i, value) in values.iter_mut().enumerate() {
-                let (row, column) = (i / columns % rows, i % columns);
-                if column / window == row {
-                    *value += (1.0 / (window as f64).sqrt()) as f32;
-                }
+            for (number, row) in values.chunks_mut(columns).enumerate() {
+                let window = pooled(number % rows, rows, columns);
+                let level = (1.0 / (window.len().max(1) as f64).sqrt()) as f32;
+                row[window].iter_mut().for_each(|value| *value += level);
             }
             values
         }
@@ -74,6 +73,12 @@ pub fn draw(init: Init, shape: &[i64], seed: u64, name: &str) -> Tensor {
         }
     };
     Tensor::from_slice(&values).view(shape)
+}
+
+/// Columns that a row of a mean pool `[rows, columns]` sees: every column belongs to one row, and windows differ by one column at
+/// most, so that no row is left without any where the rows do not divide the columns.
+pub fn pooled(row: usize, rows: usize, columns: usize) -> Range<usize> {
+    (row * columns).div_ceil(rows)..((row + 1) * columns).div_ceil(rows)
 }
 
 fn normal(stream: Stream, count: usize, std: f64) -> Vec<f32> {
@@ -126,6 +131,23 @@ mod tests {
         assert!(lengths.allclose(&Tensor::ones_like(&lengths), 1e-6, 1e-6, false));
         assert_eq!(e.double_value(&[1, 2, 8]), 0.5);
         assert_eq!(e.double_value(&[1, 2, 12]), 0.0);
+    }
+
+    #[test]
+    fn every_row_of_a_mean_pool_has_a_window() {
+        for (rows, columns) in [(4, 16), (20, 64), (28, 64), (192, 256), (5, 5), (7, 3)] {
+            let windows: Vec<_> = (0..rows).map(|row| pooled(row, rows, columns)).collect();
+            assert!(windows.windows(2).all(|w| w[0].end == w[1].start), "{windows:?}");
+            assert_eq!((windows[0].start, windows[rows - 1].end), (0, columns));
+            assert!(windows.iter().all(|w| w.len() == columns / rows || w.len() == columns.div_ceil(rows)), "{windows:?}");
+        }
+        let e = draw(Init::MeanPool { std: 0.0 }, &[20, 64], 1, "e");
+        assert!(e.square().sum_dim_intlist([-1i64].as_slice(), false, Kind::Float).allclose(
+            &Tensor::ones([20], tch::kind::FLOAT_CPU),
+            1e-6,
+            1e-6,
+            false
+        ));
     }
 
     #[test]

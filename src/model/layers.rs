@@ -13,7 +13,7 @@ use tch::{Kind, Tensor};
 
 /// Rows taken at once where nothing is kept for a backward pass: what the feed-forward block makes of them should stay in the
 /// cache, and is the most that a pass over a sequence needs. Products of fewer rows are slower (benches/LOG.md).
-pub(super) const ROW_BLOCK: i64 = 512;
+pub(crate) const ROW_BLOCK: i64 = 512;
 
 /// One forward pass: its arithmetic and its randomness, and who looks on.
 #[derive(Clone, Copy, Debug)]

@@ -21,4 +21,5 @@ pub mod weights;
 pub use encoder::{Encoder, Input};
 pub use heads::{ClassificationHead, MaskedLmHead};
 pub use layers::Pass;
+pub(crate) use layers::ROW_BLOCK;
 pub use parameters::{Parameter, Parameters};

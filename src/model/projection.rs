@@ -7,7 +7,7 @@
 //! over the real tokens of a window. A convolution has one kernel of w taps for all channels: the matrix E restricted to
 //! `E[j, j w + t] = c[t]`; padding counts as zero. A window without any real token takes no part in the attention.
 
-use super::init::Init;
+use super::init::{pooled, Init};
 use super::parameters::Parameters;
 use crate::config::{Attention, Projection as Kind, ProjectionInit};
 use crate::native::weight::Weight;
@@ -184,13 +184,15 @@ fn over_heads(t: Tensor, x: &Tensor) -> Tensor {
     }
 }
 
-/// E of a mean pool, `[k, n]` in fp64: each row has the mean of its window; windows beyond n are rows of zeros.
+/// E of a mean pool, `[k, n]` in fp64: each row has the mean of its window ([`pooled`]).
 pub fn averages(k: i64, n: i64) -> Tensor {
-    let window = (n + k - 1) / k;
-    let row_of = Tensor::arange(n, (tch::Kind::Int64, tch::Device::Cpu)).floor_divide_scalar(window);
-    let chosen = Tensor::arange(k, (tch::Kind::Int64, tch::Device::Cpu)).unsqueeze(1).eq_tensor(&row_of).to_kind(tch::Kind::Double);
-    let counts = chosen.sum_dim_intlist([1i64].as_slice(), true, tch::Kind::Double).clamp_min(1.0);
-    chosen / counts
+    let e = Tensor::zeros([k, n], (tch::Kind::Double, tch::Device::Cpu));
+    for row in 0..k {
+        let window = pooled(row as usize, k as usize, n as usize);
+        let (first, width) = (window.start as i64, window.len() as i64);
+        let _ = e.get(row).narrow(0, first, width).fill_(1.0 / width.max(1) as f64);
+    }
+    e
 }
 
 fn mean_pool(x: &Tensor, keep: Option<&Tensor>, window: i64) -> Compressed {

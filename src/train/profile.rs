@@ -47,7 +47,8 @@ struct Time {
     backward: f64,
     /// Forward once more, in the backward pass.
     again: f64,
-    /// Of all these, libtorch's matrix products (not the small ones inside our attention kernel).
+    /// Of all these, libtorch's matrix products (neither the small ones inside our attention kernel nor gradients of weights that
+    /// are made in tiles).
     products: f64,
 }
 
@@ -126,10 +127,19 @@ impl Profile {
 
     /// The table.
     pub fn text(&self) -> String {
-        let header = ["part", "forward ms", "backward ms", "again ms", "ms", "% of step", "products ms"].map(str::to_string).to_vec();
+        let header =
+            ["part", "forward ms", "backward ms", "again ms", "ms", "% of step", "products ms", "% products"].map(str::to_string).to_vec();
         let whole = self.step_milliseconds();
         let row = |name: &str, time: &Time| {
-            let numbers = [time.forward, time.backward, time.again, time.all(), 100.0 * time.all() / whole, time.products];
+            let numbers = [
+                time.forward,
+                time.backward,
+                time.again,
+                time.all(),
+                100.0 * time.all() / whole,
+                time.products,
+                100.0 * time.products / time.all().max(1e-9),
+            ];
             std::iter::once(name.to_string()).chain(numbers.iter().map(|v| format!("{v:.2}"))).collect::<Vec<_>>()
         };
         let sum = self.parts.values().fold(Time::default(), |a, b| Time {

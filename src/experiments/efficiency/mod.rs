@@ -11,6 +11,7 @@
 
 mod table;
 
+use super::disturbance::undisturbed;
 use super::floor;
 use super::Finished;
 use crate::config::json_schema::with_extra;
@@ -22,7 +23,7 @@ use crate::log::plot::Chart;
 use crate::model::{memory, Encoder, Input, Parameters, Pass};
 use crate::native::runtime;
 use crate::table::align;
-use crate::train::run::environment;
+use crate::train::run::{environment, environment_at_end};
 use crate::train::trainer::kind_of;
 use anyhow::{bail, Context, Result};
 use schemars::{schema_for, JsonSchema};
@@ -288,14 +289,11 @@ impl Efficiency {
                 if cell.seconds.len() >= self.rounds {
                     continue;
                 }
-                let seconds = pass(cell.tokens / n, n)?;
+                let seconds = undisturbed(|| pass(cell.tokens / n, n))?;
                 cell.seconds.extend((round > 0 || seconds > LONG).then_some(seconds));
-                if let Variant::Linformer(k) = cell.variant {
-                    let counted = 2.min(self.rounds - 1);
-                    if round <= counted && self.pass == Timed::Forward {
-                        let floor = floor::pass(&self.model, kind_of(self.precision), n, cell.tokens / n, k);
-                        cell.floor_seconds.extend((round == counted).then_some(floor));
-                    }
+                if let (Variant::Linformer(k), Timed::Forward, 1..) = (cell.variant, self.pass, round) {
+                    let products = || Ok(floor::pass(&self.model, kind_of(self.precision), n, cell.tokens / n, k));
+                    cell.floor_seconds.push(undisturbed(products)?);
                 }
             }
         }
@@ -405,10 +403,10 @@ fn write(efficiency: &Efficiency, rows: &BTreeMap<i64, Vec<Cell>>) -> Result<(St
     let cells: Vec<&Cell> = rows.values().flatten().collect();
     let out = &efficiency.out;
     let save = |name: &str, text: &str| replace(&out.join(name), text.as_bytes()).with_context(|| out.join(name).display().to_string());
-    let text = align(table(&cells)) + NOTE;
+    let text = align(table(&cells, efficiency.pass)) + NOTE;
     save("table.txt", &text)?;
     let json_of = |c: &&Cell| c.json(&all, extrapolated(&cells, c));
-    let record = json!({"efficiency": all, "environment": environment("cpu", 0.0), "cells": cells.iter().map(json_of).collect::<Vec<_>>()});
+    let record = json!({"efficiency": all, "environment": environment_at_end(), "cells": cells.iter().map(json_of).collect::<Vec<_>>()});
     save("efficiency.json", &(serde_json::to_string_pretty(&record)? + "\n"))?;
     time_by_n(&record).render(&out.join("time_by_n"))?;
     Ok((text, Finished::Done(record)))

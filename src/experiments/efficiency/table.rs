@@ -1,6 +1,6 @@
 //! The cells as a table, as JSON, and as a picture.
 
-use super::{Cell, Efficiency, Variant};
+use super::{Cell, Efficiency, Timed, Variant};
 use crate::eval::median;
 use crate::experiments::paper::Table3;
 use crate::log::plot::{LineChart, Series};
@@ -41,7 +41,7 @@ fn number((value, is_measured): (Option<f64>, bool), digits: usize) -> String {
     value.map_or_else(|| "-".to_string(), |v| format!("{}{v:.digits$}", if is_measured { "" } else { "~" }))
 }
 
-pub(super) fn table(cells: &[&Cell]) -> Vec<Vec<String>> {
+pub(super) fn table(cells: &[&Cell], timed: Timed) -> Vec<Vec<String>> {
     let header = [
         "n",
         "attention",
@@ -69,7 +69,8 @@ pub(super) fn table(cells: &[&Cell]) -> Vec<Vec<String>> {
             (other.zip(of_what(cell).0).map(|(other, own)| other / own), is_measured && of_what(cell).1)
         };
         let paper = match cell.variant {
-            Variant::Linformer(k) | Variant::Stored(k) => Table3::cell(cell.n, k),
+            // The paper has inference alone.
+            Variant::Linformer(k) | Variant::Stored(k) if timed == Timed::Forward => Table3::cell(cell.n, k),
             _ => (None, None),
         };
         let mebibytes = |bytes: f64| Some(bytes / 1048576.0);

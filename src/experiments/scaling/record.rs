@@ -6,7 +6,7 @@ use crate::config::{load, Config, Origins};
 use crate::experiments::info;
 use crate::log::jsonl;
 use crate::model::size::{forward_flops_per_token, parameters_by_part, Head};
-use crate::train::run::environment;
+use crate::train::run::environment_at_end;
 use anyhow::{bail, Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -106,7 +106,7 @@ pub fn make(config: &Config, origins: &Origins, options: &Options) -> Result<Rec
         bail!("--runs: expected a run of one rank among them, from which the others are predicted");
     }
     let measured = (!measured.sums.is_empty()).then_some(measured);
-    Ok(Record { kind: "scaling".into(), environment: environment("cpu", 0.0), plan, networks: options.networks.clone(), measured })
+    Ok(Record { kind: "scaling".into(), environment: environment_at_end(), plan, networks: options.networks.clone(), measured })
 }
 
 /// Parameters, and FLOPs of training on a sequence.

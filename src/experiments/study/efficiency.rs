@@ -41,12 +41,14 @@ pub fn table(record: &Value) -> Vec<Vec<String>> {
         "us a token",
         "lowest to highest",
         "passes",
+        "/ products",
         "x materialised",
         "published time",
         "x fused",
         "MiB a sequence",
         "computed",
-        "batch, x materialised",
+        "largest batch",
+        "x materialised",
         "published memory",
     ];
     std::iter::once(header.map(str::to_string).to_vec()).chain(cells(record).map(|c| row(record, c))).collect()
@@ -55,7 +57,8 @@ pub fn table(record: &Value) -> Vec<Vec<String>> {
 fn row(record: &Value, cell: &Value) -> Vec<String> {
     let (n, attention) = (cell["n"].as_i64().unwrap_or(0), cell["attention"].as_str().unwrap_or_default());
     let k = attention.strip_prefix("k=").and_then(|k| k.trim_end_matches(" stored").parse().ok());
-    let published = k.map_or((None, None), |k| Table3::cell(n, k));
+    // The paper has inference alone.
+    let published = k.filter(|_| !is_training(record)).map_or((None, None), |k| Table3::cell(n, k));
     let (time, batch) = saved(record, n, attention, "materialised");
     let mebibytes = |key: &str| cell[key].as_f64().map(|b| b / MIB);
     let seconds: Vec<f64> = cell["seconds"].as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
@@ -65,20 +68,30 @@ fn row(record: &Value, cell: &Value) -> Vec<String> {
     vec![
         n.to_string(),
         attention.into(),
-        microseconds.map_or_else(
-            || format!("out of memory: {} GiB", number(cell["computed_bytes"].as_f64().map(|b| b / MIB / 1024.0), 0)),
-            |t| format!("{t:.2}"),
-        ),
+        microseconds.map_or_else(|| too_large(cell), |t| format!("{t:.2}")),
         if seconds.len() > 1 { format!("{:.2} to {:.2}", a_token(ends.0), a_token(ends.1)) } else { "-".into() },
         seconds.len().to_string(),
+        number(cell["over_floor"].as_f64(), 2),
         number(time.filter(|_| attention != "materialised"), 2),
         number(published.0, 1),
         number(saved(record, n, attention, "fused").0.filter(|_| attention != "fused"), 2),
         number(mebibytes("bytes"), 1),
         number(mebibytes("computed_bytes"), 1),
+        number(cell["largest_batch"].as_f64(), 0),
         number(batch.filter(|_| attention != "materialised"), 1),
         number(published.1, 1),
     ]
+}
+
+/// A cell that no memory was there for: what it would take, where two shorter ones tell.
+fn too_large(cell: &Value) -> String {
+    let gibibytes = number(cell["computed_bytes"].as_f64().map(|b| b / MIB / 1024.0), 0);
+    let time = cell["extrapolated_microseconds_per_token"].as_f64().map(|t| format!("~{t:.0}; ")).unwrap_or_default();
+    format!("{time}out of memory: {gibibytes} GiB")
+}
+
+fn is_training(record: &Value) -> bool {
+    record["efficiency"]["pass"] == "forward_backward"
 }
 
 /// What the columns are.
@@ -101,7 +114,12 @@ pub fn notes(record: &Value) -> Vec<String> {
             text("tokens")
         ),
         "materialised: full attention with its scores stored, as the paper's baseline has it. fused: full attention whose scores are never stored, which the paper did not have. k=...: this program's Linformer, which stores none either.".to_string() + stored,
-        format!("out of memory: one sequence would need so much, by computation, and more than {} GiB were not tried.", text("largest_gib")),
+        format!("out of memory: one sequence would need so much, by computation, and more than {} GiB were not tried; ~ before it: microseconds a token on a line in n through the two longest that were measured.", text("largest_gib")),
+        if is_training(record) {
+            "The paper has no table of training: its Table 3 is of inference.".into()
+        } else {
+            "/ products: over the time of the Linformer's matrix products alone, as libtorch makes them. Published: of inference, ratios to the paper's materialised attention on a 16 GB GPU (Table 3).".into()
+        },
         format!("Memory is the peak of a pass over one sequence beyond the weights, in a process of its own, after a pass like it: buffers that libtorch keeps are not counted. Batches are those that so many fit into {} GiB, not tried themselves.", text("memory_gib")),
     ]
 }

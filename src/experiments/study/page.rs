@@ -11,16 +11,18 @@ use crate::experiments::scaling::report;
 use crate::experiments::{shift, spectrum, theorems};
 use crate::log::heatmap::HeatMap;
 use crate::log::plot::{Chart, LineChart, Series};
+use crate::log::progress::duration;
 use anyhow::Result;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Folder and title, in the order of the report.
-pub const TITLES: [(&str, &str); 20] = [
+pub const TITLES: [(&str, &str); 21] = [
     ("spectrum", "Figure 1: the spectrum of attention"),
     ("theorems", "Theorems 1 and 2"),
     ("figure3ab", "Figure 3 a, b: the price of k"),
+    ("figure3a-long", "Figure 3 a after four times the training"),
     ("figure3c", "Figure 3 c: sharing"),
     ("figure3d", "Figure 3 d: k fixed, n growing"),
     ("table2", "Table 2: fine-tuning, tasks from the embedded text"),
@@ -59,7 +61,7 @@ pub struct Page {
 
 /// A chart with its file's name.
 pub struct Picture {
-    pub name: &'static str,
+    pub name: String,
     pub caption: String,
     pub chart: Drawing,
 }
@@ -72,7 +74,7 @@ pub enum Drawing {
 impl Picture {
     /// Writes PNG and SVG, and gives the SVG.
     pub fn render(&self, folder: &Path) -> Result<String> {
-        let path = folder.join(self.name);
+        let path = folder.join(&self.name);
         Ok(match &self.chart {
             Drawing::Lines(chart) => chart.render(&path)?,
             Drawing::Heat(chart) => chart.render(&path)?,
@@ -164,6 +166,13 @@ fn of_sweep(folder: &str, results: &Results) -> Page {
     if groups.iter().any(|g| g.seeds.len() < 2) {
         notes.push("One seed says nothing of chance: differences without an interval are first signs.".into());
     }
+    if plateau {
+        let falls: Vec<String> = groups.iter().filter_map(|g| Some(format!("{} {:.3}", g.name, g.last_fall()?))).collect();
+        notes.push(format!(
+            "How far from convergence: over the last fifth of its tokens, while the learning rate falls too, the mean loss fell by: {}.",
+            falls.join(", ")
+        ));
+    }
     notes.extend(rates(results));
     notes.extend(rows(results));
     if plateau {
@@ -171,6 +180,7 @@ fn of_sweep(folder: &str, results: &Results) -> Page {
     }
     notes.extend(results.published.iter().map(|p| format!("Published elsewhere: {}: {} {} ({}).", p.what, p.value, p.unit, p.source)));
     notes.extend(results.silent.iter().map(|(key, why)| format!("The paper is silent on `{key}`: {why}.")));
+    notes.push(format!("Wall time: {} in sum, {} runs one by one.", duration(results.seconds()), results.runs.len()));
     notes.push(format!("Made by `{}`; configs {}.", results.command, &results.configs_sha256.chars().take(16).collect::<String>()));
     Page {
         folder: folder.into(),
@@ -294,12 +304,28 @@ type Scale<'a> = &'a dyn Fn(&Group, (f64, f64)) -> Option<(f64, f64)>;
 /// Names of the pictures of curves, which are not always all drawn.
 pub(super) const CURVES: [&str; 2] = ["by_tokens", "by_time"];
 
+/// Curves of all groups, or where those are too many to be told apart, of each point of the grid (`_task=period`).
 fn curves(folder: &str, groups: &[Group], results: &Results) -> Vec<Picture> {
+    let mut parts: BTreeMap<&str, Vec<&Group>> = BTreeMap::new();
+    for group in groups {
+        let point = if groups.len() > MOST_CURVES { group.name.split_once('_').map_or("", |(_, point)| point) } else { "" };
+        parts.entry(point).or_default().push(group);
+    }
+    parts.into_iter().flat_map(|(point, groups)| curves_of(folder, point, &groups, results)).collect()
+}
+
+fn curves_of(folder: &str, point: &str, groups: &[&Group], results: &Results) -> Vec<Picture> {
+    let (tail, of) = if point.is_empty() {
+        Default::default()
+    } else {
+        (format!("-{}", point.replace('=', "-")), format!(", {}", point.replace('_', ", ").replace('=', " ")))
+    };
     let series = |scale: Scale| -> Vec<Series> {
-        let of = |g: &Group| {
+        let of = |g: &&Group| {
             let points = g.curve.iter().filter_map(|p| scale(g, *p)).collect();
             let band = g.spread.iter().filter_map(|(x, low, high)| Some((scale(g, (*x, 0.0))?.0, *low, *high))).collect();
-            Series { band, ..Series::line(g.name.clone(), points) }
+            let name = g.name.strip_suffix(point).map_or(g.name.as_str(), |name| name.trim_end_matches('_'));
+            Series { band, ..Series::line(name, points) }
         };
         groups.iter().map(of).filter(|s| s.points.len() > 1).collect()
     };
@@ -323,17 +349,17 @@ fn curves(folder: &str, groups: &[Group], results: &Results) -> Vec<Picture> {
     }
     let caption = "Mean over seeds, and from the lowest to the highest of them.".to_string();
     pictures.push(Picture {
-        name: "by_tokens",
+        name: format!("by_tokens{tail}"),
         caption,
-        chart: Drawing::Lines(chart(&format!("{}, by tokens", title(folder)), "tokens", by_tokens)),
+        chart: Drawing::Lines(chart(&format!("{}{of}, by tokens", title(folder)), "tokens", by_tokens)),
     });
     let by_time = series(&|g, p| Some((p.0 / g.tokens_per_second?, p.1)));
     if !by_time.is_empty() && groups.iter().all(|g| g.is_steady) {
         let caption = "The same by time, at each model's tokens/s of the table, on the machine below.".to_string();
         pictures.push(Picture {
-            name: "by_time",
+            name: format!("by_time{tail}"),
             caption,
-            chart: Drawing::Lines(chart(&format!("{}, by time", title(folder)), "seconds", by_time)),
+            chart: Drawing::Lines(chart(&format!("{}{of}, by time", title(folder)), "seconds", by_time)),
         });
     }
     pictures
@@ -347,20 +373,20 @@ fn of_record(evidence: &Evidence, folder: &str, kind: &str, value: &Value) -> Op
         "spectrum" => {
             let first = evidence.of_kind("spectrum").next().map(|(folder, _)| folder) == Some(folder);
             let mut charts = vec![Picture {
-                name: "heatmap",
+                name: "heatmap".into(),
                 caption: "Share of the sum of the singular values that the largest have, layer by head.".into(),
                 chart: Drawing::Heat(spectrum::heat_map(value)),
             }];
             if first {
                 let all: Vec<&Value> = evidence.of_kind("spectrum").map(|(_, v)| v).collect();
                 let caption = "Normalised cumulative singular value, mean over heads, layers and sequences. The grey marks are read off the paper's Figure 1.";
-                charts.insert(0, Picture { name: "curves", caption: caption.into(), chart: Drawing::Lines(spectrum::curve(&all)) });
+                charts.insert(0, Picture { name: "curves".into(), caption: caption.into(), chart: Drawing::Lines(spectrum::curve(&all)) });
             }
             (spectrum::table(value), charts, "Singular values of attention matrices on real text (linformer spectrum).")
         }
         "theorems" => {
-            let picture = |theorem: u64, name| Picture {
-                name,
+            let picture = |theorem: u64, name: &str| Picture {
+                name: name.into(),
                 caption: format!("Errors of theorem {theorem}'s approximation, beside the bound where it says anything."),
                 chart: Drawing::Lines(theorems::plot(value, theorem)),
             };
@@ -369,12 +395,12 @@ fn of_record(evidence: &Evidence, folder: &str, kind: &str, value: &Value) -> Op
         }
         "shift" => {
             let caption = "The same masked tokens, the text moved to the right, positions with it: they are counted from the first real token, so that full attention cannot notice.".into();
-            let charts = vec![Picture { name: "shift", caption, chart: Drawing::Lines(shift::plot(value)) }];
+            let charts = vec![Picture { name: "shift".into(), caption, chart: Drawing::Lines(shift::plot(value)) }];
             (shift::table(value), charts, "How bound to positions is a model? (linformer shift)")
         }
         "efficiency" => {
             let caption = "Time a token against the length of a sequence, log-log.".into();
-            let charts = vec![Picture { name: "time_by_n", caption, chart: Drawing::Lines(time_by_n(value)) }];
+            let charts = vec![Picture { name: "time_by_n".into(), caption, chart: Drawing::Lines(time_by_n(value)) }];
             return Some(Page {
                 folder: folder.into(),
                 title: title(folder),
@@ -382,7 +408,7 @@ fn of_record(evidence: &Evidence, folder: &str, kind: &str, value: &Value) -> Op
                 findings: super::claims::of_record(kind, value),
                 claims: Vec::new(),
                 table: efficiency::table(value),
-                notes: efficiency::notes(value),
+                notes: efficiency::notes(value).into_iter().chain(made_by(value)).collect(),
                 charts,
                 environment: value["environment"].clone(),
             });
@@ -390,7 +416,8 @@ fn of_record(evidence: &Evidence, folder: &str, kind: &str, value: &Value) -> Op
         "scaling" => return of_scaling(folder, value),
         _ => return None,
     };
-    let (table, notes) = cells(&table);
+    let (table, mut notes) = cells(&table);
+    notes.extend(made_by(value));
     Some(Page {
         folder: folder.into(),
         title: title(folder),
@@ -404,10 +431,23 @@ fn of_record(evidence: &Evidence, folder: &str, kind: &str, value: &Value) -> Op
     })
 }
 
+/// The command behind a measurement, and how long it took.
+fn made_by(record: &Value) -> Option<String> {
+    let environment = &record["environment"];
+    let words: Vec<&str> = environment["command"].as_array()?.iter().skip(1).filter_map(Value::as_str).collect();
+    // A long table of time and memory is made in pieces.
+    let call = if record["efficiency"].is_object() { "the last call in" } else { "in" };
+    let time = environment["wall_seconds"].as_f64().map(|s| format!(", {call} {}", duration(s))).unwrap_or_default();
+    Some(format!("Made by `linformer {}`{time}.", words.join(" ")))
+}
+
 fn of_scaling(folder: &str, value: &Value) -> Option<Page> {
     let record: Record = serde_json::from_value(value.clone()).ok()?;
-    let pictures =
-        report::charts(&record).into_iter().map(|(name, caption, chart)| Picture { name, caption, chart: Drawing::Lines(chart) });
+    let pictures = report::charts(&record).into_iter().map(|(name, caption, chart)| Picture {
+        name: name.into(),
+        caption,
+        chart: Drawing::Lines(chart),
+    });
     Some(Page {
         folder: folder.into(),
         title: title(folder),

@@ -87,12 +87,13 @@ pub fn reproduction(claims: &[Claim]) -> String {
             _ => format!(" ([numbers](../experiments/results/{}/page.md))", claim.folder),
         };
         text += &format!(
-            "## {}\n\n> {}\n\n**{}**: {}{link}.\n\nRule: {}.\n\n",
+            "## {}\n\n> {}\n\n**{}**: {}{link}.\n\nRule: {}.\n\nWhat would settle it: {}.\n\n",
             claim.place,
             claim.text,
             claim.state.words(),
             claim.evidence.trim_end_matches('.'),
-            claim.rule
+            claim.rule,
+            claim.would_decide
         );
     }
     text.trim_end().to_string() + "\n"
@@ -111,12 +112,13 @@ pub fn html(pages: &[Page], drawn: &[Vec<(String, String)>], claims: &[Claim]) -
     let contents: String = pages.iter().map(|p| format!("<li><a href=\"#{}\">{}</a></li>", anchor(p), escape(&p.title))).collect();
     let row = |c: &Claim| {
         format!(
-            "<tr><td>{}</td><td>{}</td><td class=\"state\">{}</td><td>{}. <span class=\"note\">Rule: {}.</span></td></tr>\n",
+            "<tr><td>{}</td><td>{}</td><td class=\"state\">{}</td><td>{}. <span class=\"note\">Rule: {}. What would settle it: {}.</span></td></tr>\n",
             escape(c.place),
             escape(c.text),
             c.state.words(),
             escape(c.evidence.trim_end_matches('.')),
-            escape(c.rule)
+            escape(c.rule),
+            escape(c.would_decide)
         )
     };
     let table: String = claims.iter().map(row).collect();

@@ -62,6 +62,21 @@ fn a_claim_is_judged_by_its_interval_and_not_by_its_mean() {
 }
 
 #[test]
+fn the_longest_training_decides() {
+    let claim = |evidence: &Evidence| all(evidence).into_iter().find(|c| c.text.starts_with("k = 128 at n = 512")).unwrap();
+    let mut evidence = Evidence::default();
+    let mut add = |folder: &str, (full, k16): (&str, &str), values: &[f64]| {
+        evidence.sweeps.insert(folder.into(), results(folder, &[(full, None, &[1.0, 1.1, 1.05]), (k16, Some(full), values)]));
+        claim(&evidence)
+    };
+    let short = add("figure3ab", ("n64-full", "n64-k16"), &[1.5, 1.63, 1.55]);
+    assert_eq!((short.state, short.folder.as_str()), (State::NotConfirmed, "figure3ab"));
+    let long = add("figure3a-long", ("full", "k16"), &[1.02, 1.13, 1.06]);
+    assert_eq!((long.state, long.folder.as_str()), (State::Confirmed, "figure3a-long"));
+    assert!(long.evidence.contains("n64-k16 has 0.5100 nats more") && long.evidence.contains("k16 from full"), "{}", long.evidence);
+}
+
+#[test]
 fn an_order_is_confirmed_or_contradicted() {
     let claim = "Section 5.1, Figure 3 a A larger k has a low";
     let judge = |k16: &[f64]| {
