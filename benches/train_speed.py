@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 
-from machine import PROGRAM, ROOT, machine, sha256
+from machine import PROGRAM, ROOT, machine, sha256, units
 
 MODELS = {
     "R": dict(V=8192, n=512, d=256, h=4, layers=6, k=128, batch=8, f=1024, steps=6),
@@ -32,7 +32,7 @@ QUANTILES = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="R,W")
-    has_bf16 = {"avx512_bf16", "amx_bf16"} & set(machine()["units"])
+    has_bf16 = {"avx512_bf16", "amx_bf16"} & set(units())
     parser.add_argument("--precisions", default="fp32,bf16" if has_bf16 else "fp32", help="bf16 crawls on a processor without products in it")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -155,7 +155,7 @@ def verdict(ours, against):
     changes = [math.log(a / b) for a, b in zip(ours, against)]
     mean = statistics.mean(changes)
     error = statistics.stdev(changes) / math.sqrt(len(changes)) if len(changes) > 1 else math.inf
-    limit = QUANTILES.get(len(changes) - 1, 1.96) * error
+    limit = QUANTILES.get(len(changes) - 1, 2.23) * error
     word = ("FASTER" if mean > 0 else "SLOWER") if abs(mean) > limit else "no change above the noise"
     return {"change": math.expm1(mean), "noise": math.expm1(limit) if limit < math.inf else None, "verdict": word}
 

@@ -102,7 +102,7 @@ split() {
 }
 
 efficiency() {
-  say "efficiency: time and memory against n (about an hour, best with nothing beside it)"
+  say "efficiency: time and memory against n (about fifty minutes, best with nothing beside it)"
   "$bin" efficiency experiments/small/efficiency.json && "$bin" efficiency experiments/small/efficiency-training.json
 }
 

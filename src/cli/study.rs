@@ -65,7 +65,7 @@ pub struct TheoremsArgs {
     /// Projected dimensions [default: n/16, n/8, n/4, n/2]
     #[arg(short, num_args = 1..)]
     k: Vec<i64>,
-    /// Adam steps for the learned E and F
+    /// Adam steps for the learned E and F, at each of two rates
     #[arg(long, default_value_t = 300)]
     steps: i64,
     /// Of the random matrices

@@ -1,13 +1,10 @@
-//! The matrix products of a Linformer's forward pass alone, as libtorch runs them: what a pass cannot be faster than without
-//! faster products.
+//! The matrix products of a Linformer's forward pass alone, as libtorch runs them in the blocks of rows that a pass takes: what a pass
+//! cannot be faster than without faster products or other blocks.
 
 use crate::config::Model;
 use crate::model::ROW_BLOCK;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
-
-/// Rows of a product from the queries on, as a pass without gradients takes them.
-const ROWS: i64 = ROW_BLOCK;
 
 /// Seconds of the products of all layers, layerwise or key-value sharing, compress first; `batch` sequences of n tokens.
 pub fn pass(model: &Model, kind: Kind, n: i64, batch: i64, k: i64) -> f64 {
@@ -16,13 +13,13 @@ pub fn pass(model: &Model, kind: Kind, n: i64, batch: i64, k: i64) -> f64 {
     let tensor = |size: &[i64]| Tensor::full(size, 0.01, (kind, Device::Cpu));
     let (x, x_k, e) = (tensor(&[batch * n, d]), tensor(&[batch * k, d]), tensor(&[k, n]));
     let [square, inner, outer] = [[d, d], [d, f], [f, d]].map(|size| tensor(&size));
-    let wide = tensor(&[ROWS.min(batch * n), f]);
-    let (q, k_t, v) = (tensor(&[heads, ROWS.min(n), d / heads]), tensor(&[heads, d / heads, k]), tensor(&[heads, k, d / heads]));
-    let p = tensor(&[heads, ROWS.min(n), k]);
+    let wide = tensor(&[ROW_BLOCK.min(batch * n), f]);
+    let (q, k_t, v) = (tensor(&[heads, ROW_BLOCK.min(n), d / heads]), tensor(&[heads, d / heads, k]), tensor(&[heads, k, d / heads]));
+    let p = tensor(&[heads, ROW_BLOCK.min(n), k]);
     let in_blocks = |x: &Tensor, w: &Tensor| {
-        for first in (0..batch * n).step_by(ROWS as usize) {
-            let rows = ROWS.min(batch * n - first);
-            let _ = if x.size()[0] == rows { x.mm(w) } else { x.narrow(0, if x.size()[0] > ROWS { first } else { 0 }, rows).mm(w) };
+        for first in (0..batch * n).step_by(ROW_BLOCK as usize) {
+            let rows = ROW_BLOCK.min(batch * n - first);
+            let _ = if x.size()[0] == rows { x.mm(w) } else { x.narrow(0, if x.size()[0] > ROW_BLOCK { first } else { 0 }, rows).mm(w) };
         }
     };
     let started = Instant::now();

@@ -87,6 +87,9 @@ fn unfused(config: &Config, model: &Model) -> Vec<&'static str> {
     let encoder = Encoder::new(&mut Parameters::uninitialised(tch::Device::Cpu), model);
     let device = parse_device(&config.run.device).unwrap_or(tch::Device::Cpu);
     let mut parts = encoder.unfused(kind_of(config.train.precision), device);
+    if model.type_vocab_size > 1 && model.backend == Backend::Fused {
+        parts.push("embeddings: of pairs with token types");
+    }
     if config.data.task.is_some() && model.backend == Backend::Fused {
         parts.push("classification head: it has none");
     }

@@ -97,11 +97,14 @@ pub struct Group {
 }
 
 impl Group {
-    /// By how much the mean curve fell over the last fifth of its tokens, of which the learning rate's decay has a share.
+    /// By how much the mean curve fell over the last fifth of its tokens, between two points on a line; the learning rate's decay has a
+    /// share in it.
     pub fn last_fall(&self) -> Option<f64> {
         let (tokens, last) = *self.curve.last()?;
-        let (_, before) = self.curve.iter().rev().find(|(at, _)| *at <= 0.8 * tokens)?;
-        Some(before - last)
+        let at = 0.8 * tokens;
+        let behind = self.curve.iter().position(|(x, _)| *x >= at)?;
+        let ((x0, y0), (x1, y1)) = (*self.curve.get(behind.checked_sub(1)?)?, self.curve[behind]);
+        Some(y0 + (y1 - y0) * (at - x0) / (x1 - x0) - last)
     }
 }
 
@@ -298,9 +301,10 @@ impl Results {
         }
     }
 
-    /// Seconds that all runs took, one by one.
-    pub fn seconds(&self) -> f64 {
-        self.runs.iter().filter_map(|r| r.summary["seconds"].as_f64()).sum()
+    /// Of the runs that were made for this sweep: how many, and the sum of the hours that their training took.
+    pub fn hours(&self) -> (usize, f64) {
+        let own = self.runs.iter().filter(|r| r.taken_from.is_none()).filter_map(|r| r.summary["seconds"].as_f64());
+        own.fold((0, 0.0), |(count, hours), seconds| (count + 1, hours + seconds / 3600.0))
     }
 
     /// Groups in the order of the file.

@@ -189,13 +189,13 @@ impl SelfAttention {
         }
         if !self.has_kernel(kind, device, true) {
             parts.push(match () {
-                _ if self.stores_scores() => "softmax: the scores are stored",
-                _ if !self.own_kernel => "softmax: libtorch's kernel was asked for",
-                _ if self.head % 32 != 0 => "softmax: the width of a head is no multiple of 32",
+                _ if self.stores_scores() => "heads, from E X to the softmax: the scores are stored",
+                _ if !self.own_kernel => "heads, from E X to the softmax: libtorch's kernel was asked for",
+                _ if self.head % 32 != 0 => "heads, from E X to the softmax: the width of a head is no multiple of 32",
                 _ if attention_is_supported(kind, device, self.head) => {
-                    "softmax: without dropout libtorch's kernel is faster on this processor"
+                    "heads, from E X to the softmax: without dropout libtorch's kernel is faster on this processor"
                 }
-                _ => "softmax: this processor has no products for ours",
+                _ => "heads, from E X to the softmax: this processor has no products for ours",
             });
         }
         parts

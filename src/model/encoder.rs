@@ -93,7 +93,6 @@ impl Encoder {
             return vec!["all: the blocks are for fp32 and bf16 on a CPU"];
         }
         let mut parts = Vec::new();
-        parts.extend(self.embeddings.separator.map(|_| "embeddings: token types"));
         parts.extend(self.norm.as_ref().map(|_| "feed-forward, LayerNorm and residuals: norm pre"));
         for part in self.layers.iter().flat_map(|layer| layer.attention.unfused(kind, device)) {
             if !parts.contains(&part) {

@@ -184,7 +184,8 @@ fn over_heads(t: Tensor, x: &Tensor) -> Tensor {
     }
 }
 
-/// E of a mean pool, `[k, n]` in fp64: each row has the mean of its window ([`pooled`]).
+/// E of a mean pool, `[k, n]` in fp64: each row has the mean of its window ([`pooled`]; where k does not divide n, the projection
+/// `mean_pool` has wider windows and fewer rows).
 pub fn averages(k: i64, n: i64) -> Tensor {
     let e = Tensor::zeros([k, n], (tch::Kind::Double, tch::Device::Cpu));
     for row in 0..k {

@@ -136,6 +136,26 @@ pub fn terminate(child: &std::process::Child) {
     }
 }
 
+/// Clock ticks a second in /proc, on every Linux that libtorch runs on.
+pub const TICKS: f64 = 100.0;
+
+/// Processor time of all threads of this process, user and system.
+pub fn processor_seconds() -> Option<f64> {
+    Some((own_field(11)? + own_field(12)?) / TICKS)
+}
+
+/// Since this process started.
+pub fn seconds_since_start() -> Option<f64> {
+    let uptime: f64 = std::fs::read_to_string("/proc/uptime").ok()?.split_whitespace().next()?.parse().ok()?;
+    Some(uptime - own_field(19)? / TICKS)
+}
+
+/// A number of /proc/self/stat, counted from the state on: the program's name before it may hold anything.
+fn own_field(at: usize) -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/self/stat").ok()?;
+    text.rsplit_once(')')?.1.split_whitespace().nth(at)?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -262,16 +262,11 @@ pub fn environment(device: &str, peak_tflops: f64) -> Value {
 /// [`environment`] of a measurement on the CPU that is done, with the seconds that the program took for it.
 pub fn environment_at_end() -> Value {
     let mut value = environment("cpu", 0.0);
-    value["wall_seconds"] = json!(seconds_since_start());
+    if let (Some(wall), Some(now)) = (runtime::seconds_since_start(), value["started"].as_f64()) {
+        value["wall_seconds"] = json!(wall);
+        value["started"] = json!((now - wall).round() as u64);
+    }
     value
-}
-
-/// Since this process started, as the kernel has it: a hundredth of a second is its unit.
-fn seconds_since_start() -> Option<f64> {
-    let first = |text: String, at: usize| text.split_whitespace().nth(at)?.parse::<f64>().ok();
-    let stat = fs::read_to_string("/proc/self/stat").ok()?;
-    let (_, behind_name) = stat.rsplit_once(')')?;
-    Some(first(fs::read_to_string("/proc/uptime").ok()?, 0)? - first(behind_name.into(), 19)? / 100.0)
 }
 
 /// How this program was called; where it lies is no one's business.

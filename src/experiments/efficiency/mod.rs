@@ -11,7 +11,7 @@
 
 mod table;
 
-use super::disturbance::undisturbed;
+use super::disturbance::{undisturbed, Measured};
 use super::floor;
 use super::Finished;
 use crate::config::json_schema::with_extra;
@@ -38,7 +38,7 @@ use std::time::Instant;
 use table::{extrapolated, table, NOTE};
 use tch::{Device, Kind, Tensor};
 
-pub use table::{pass, time_by_n};
+pub use table::{is_training, pass, time_by_n};
 
 /// The file.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -148,6 +148,8 @@ struct Cell {
     variant: Variant,
     /// Of a pass over `tokens` tokens, each round's.
     seconds: Vec<f64>,
+    /// How many of them other processes slowed down however often they were made again.
+    disturbed: usize,
     tokens: i64,
     /// Beyond the weights and what the program keeps for itself, for one sequence; None: not measured.
     bytes: Option<f64>,
@@ -280,7 +282,16 @@ impl Efficiency {
         for variant in self.variants(n) {
             let computed_bytes = self.computed_bytes(n, variant);
             let batch = self.batch(n, variant);
-            cells.push(Cell { n, variant, seconds: Vec::new(), tokens: batch * n, bytes: None, computed_bytes, floor_seconds: Vec::new() });
+            cells.push(Cell {
+                n,
+                variant,
+                seconds: Vec::new(),
+                disturbed: 0,
+                tokens: batch * n,
+                bytes: None,
+                computed_bytes,
+                floor_seconds: Vec::new(),
+            });
             passes.push((batch > 0).then(|| self.passes(n, variant)));
         }
         for round in 0..=self.rounds {
@@ -289,11 +300,15 @@ impl Efficiency {
                 if cell.seconds.len() >= self.rounds {
                     continue;
                 }
-                let seconds = undisturbed(|| pass(cell.tokens / n, n))?;
-                cell.seconds.extend((round > 0 || seconds > LONG).then_some(seconds));
-                if let (Variant::Linformer(k), Timed::Forward, 1..) = (cell.variant, self.pass, round) {
+                let Measured { value: seconds, is_disturbed } = undisturbed(|| pass(cell.tokens / n, n))?;
+                if round == 0 && seconds <= LONG {
+                    continue;
+                }
+                cell.seconds.push(seconds);
+                cell.disturbed += usize::from(is_disturbed);
+                if let (Variant::Linformer(k), Timed::Forward) = (cell.variant, self.pass) {
                     let products = || Ok(floor::pass(&self.model, kind_of(self.precision), n, cell.tokens / n, k));
-                    cell.floor_seconds.push(undisturbed(products)?);
+                    cell.floor_seconds.push(undisturbed(products)?.value);
                 }
             }
         }
@@ -320,6 +335,7 @@ impl Efficiency {
                 n,
                 variant,
                 seconds: numbers(&found["seconds"]),
+                disturbed: found["disturbed_passes"].as_u64().unwrap_or(0) as usize,
                 tokens: found["tokens"].as_i64()?,
                 bytes: found["bytes"].as_f64(),
                 computed_bytes: self.computed_bytes(n, variant),
@@ -386,6 +402,8 @@ pub fn run(efficiency: &Efficiency, file: &Path, overrides: &[String]) -> Result
             Entry::Occupied(row) => row.into_mut(),
             Entry::Vacant(place) => place.insert(efficiency.measure(*n)?),
         };
+        // A cell's memory is measured in a process of its own, which may need what this one has kept.
+        runtime::give_back_freed_memory();
         for (index, cell) in row.iter_mut().enumerate().filter(|(_, cell)| efficiency.measure_memory && cell.bytes.is_none()) {
             cell.bytes = efficiency.memory_of(file, overrides, cell, index);
         }

@@ -29,7 +29,7 @@ impl Cell {
     }
 
     pub(super) fn json(&self, efficiency: &Efficiency, extrapolated: Option<f64>) -> Value {
-        json!({"n": self.n, "attention": self.variant.name(), "tokens": self.tokens, "seconds": self.seconds, "median_seconds": median(&self.seconds),
+        json!({"n": self.n, "attention": self.variant.name(), "tokens": self.tokens, "seconds": self.seconds, "disturbed_passes": self.disturbed, "median_seconds": median(&self.seconds),
             "microseconds_per_token": self.microseconds_per_token(), "extrapolated_microseconds_per_token": extrapolated,
             "floor_seconds": self.floor_seconds, "over_floor": self.over_floor(), "bytes": self.bytes, "computed_bytes": self.computed_bytes,
             "largest_batch": self.largest_batch(efficiency)})
@@ -91,11 +91,17 @@ pub(super) fn table(cells: &[&Cell], timed: Timed) -> Vec<Vec<String>> {
     std::iter::once(header.to_vec()).chain(cells.iter().copied().map(row)).collect()
 }
 
+/// Whether a record is of a forward and backward pass.
+pub fn is_training(record: &Value) -> bool {
+    record["efficiency"]["pass"] == "forward_backward"
+}
+
 /// What was timed, in words.
 pub fn pass(record: &Value) -> &'static str {
-    match record["efficiency"]["pass"].as_str() {
-        Some("forward_backward") => "forward and backward pass",
-        _ => "forward pass",
+    if is_training(record) {
+        "forward and backward pass"
+    } else {
+        "forward pass"
     }
 }
 

@@ -1,5 +1,6 @@
 //! The page of time and memory against n (paper, Table 3 and Figure 2).
 
+use crate::experiments::efficiency::is_training;
 use crate::experiments::paper::Table3;
 use serde_json::Value;
 
@@ -48,7 +49,7 @@ pub fn table(record: &Value) -> Vec<Vec<String>> {
         "MiB a sequence",
         "computed",
         "largest batch",
-        "x materialised",
+        "batch, x materialised",
         "published memory",
     ];
     std::iter::once(header.map(str::to_string).to_vec()).chain(cells(record).map(|c| row(record, c))).collect()
@@ -90,13 +91,19 @@ fn too_large(cell: &Value) -> String {
     format!("{time}out of memory: {gibibytes} GiB")
 }
 
-fn is_training(record: &Value) -> bool {
-    record["efficiency"]["pass"] == "forward_backward"
+/// What was done about other processes, where the record says.
+fn disturbed(record: &Value) -> String {
+    let counts: Vec<u64> = cells(record).filter_map(|c| c["disturbed_passes"].as_u64()).collect();
+    match counts.iter().sum::<u64>() {
+        _ if counts.is_empty() => String::new(),
+        count => format!("; a pass was made again, up to three times, while other processes took more than a tenth of a core, and {count} stayed disturbed all the same"),
+    }
 }
 
 /// What the columns are.
 pub fn notes(record: &Value) -> Vec<String> {
     let settings = &record["efficiency"];
+    let is_training = is_training(record);
     let has_stored = cells(record).any(|c| c["attention"].as_str().is_some_and(|a| a.ends_with(" stored")));
     let stored = if has_stored {
         " k=... stored: a Linformer of libtorch's operations with its scores stored, the paper's own comparison."
@@ -106,19 +113,20 @@ pub fn notes(record: &Value) -> Vec<String> {
     let text = |key: &str| settings[key].as_str().map_or_else(|| settings[key].to_string(), str::to_string);
     vec![
         format!(
-            "{} layer(s) of width {}, {} sharing, {}, batches of about {} tokens (fewer where stored scores would not fit); medians of the passes, of which those of one n took turns.",
+            "{} layer(s) of width {}, {} sharing, {}, batches of about {} tokens (fewer where stored scores would not fit); medians of the passes, of which those of one n took turns{}.",
             settings["model"]["num_hidden_layers"],
             settings["model"]["hidden_size"],
             settings["model"]["attention"]["sharing"].as_str().unwrap_or_default(),
             text("precision"),
-            text("tokens")
+            text("tokens"),
+            disturbed(record)
         ),
         "materialised: full attention with its scores stored, as the paper's baseline has it. fused: full attention whose scores are never stored, which the paper did not have. k=...: this program's Linformer, which stores none either.".to_string() + stored,
         format!("out of memory: one sequence would need so much, by computation, and more than {} GiB were not tried; ~ before it: microseconds a token on a line in n through the two longest that were measured.", text("largest_gib")),
-        if is_training(record) {
+        if is_training {
             "The paper has no table of training: its Table 3 is of inference.".into()
         } else {
-            "/ products: over the time of the Linformer's matrix products alone, as libtorch makes them. Published: of inference, ratios to the paper's materialised attention on a 16 GB GPU (Table 3).".into()
+            "/ products: over the time of the Linformer's matrix products alone, as libtorch makes them in the blocks of rows that a pass takes. Published: of inference, ratios to the paper's materialised attention on a 16 GB GPU (Table 3).".into()
         },
         format!("Memory is the peak of a pass over one sequence beyond the weights, in a process of its own, after a pass like it: buffers that libtorch keeps are not counted. Batches are those that so many fit into {} GiB, not tried themselves.", text("memory_gib")),
     ]

@@ -18,7 +18,7 @@ pub mod site;
 use crate::durable::replace;
 use anyhow::{bail, Context, Result};
 use evidence::Evidence;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Whether a folder holds results of experiments (and not runs).
 pub fn is_study(dir: &Path) -> bool {
@@ -43,8 +43,9 @@ pub fn write(dir: &Path) -> Result<String> {
         save(&folder.join("table.json"), &(serde_json::to_string_pretty(&site::objects(&page.table))? + "\n"))?;
         let charts = page.charts.iter().map(|chart| Ok((chart.render(&folder)?, chart.caption.clone()))).collect::<Result<Vec<_>>>()?;
         // What an earlier report drew there and this one does not.
-        for name in page::CURVES.iter().filter(|name| page.charts.iter().all(|chart| chart.name != **name)) {
-            ["png", "svg"].iter().for_each(|ending| drop(std::fs::remove_file(folder.join(name).with_extension(ending))));
+        let is_drawn = |path: &PathBuf| page.charts.iter().any(|chart| path.file_stem().is_some_and(|stem| stem == chart.name.as_str()));
+        for path in pictures_of_curves(&folder).filter(|path| !is_drawn(path)) {
+            drop(std::fs::remove_file(path));
         }
         drawn.push(charts);
     }
@@ -53,6 +54,15 @@ pub fn write(dir: &Path) -> Result<String> {
     }
     save(&dir.join("report.html"), &site::html(&pages, &drawn, &claims))?;
     Ok(site::claims_text(&claims))
+}
+
+fn pictures_of_curves(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let is_one = |path: &PathBuf| {
+        let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+        let ending = path.extension().and_then(|e| e.to_str());
+        page::CURVES.iter().any(|name| stem.starts_with(name)) && matches!(ending, Some("png" | "svg"))
+    };
+    std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).filter(is_one)
 }
 
 /// Every text file that [`write()`] makes, by its name below the folder: what a test holds committed files against.

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Folder and title, in the order of the report.
-pub const TITLES: [(&str, &str); 21] = [
+pub const TITLES: [(&str, &str); 23] = [
     ("spectrum", "Figure 1: the spectrum of attention"),
     ("theorems", "Theorems 1 and 2"),
     ("figure3ab", "Figure 3 a, b: the price of k"),
@@ -27,6 +27,8 @@ pub const TITLES: [(&str, &str); 21] = [
     ("figure3d", "Figure 3 d: k fixed, n growing"),
     ("table2", "Table 2: fine-tuning, tasks from the embedded text"),
     ("table2-sst2", "Table 2: fine-tuning, SST-2"),
+    ("table2-pretrain", "What Table 2 starts from"),
+    ("table2-qqp", "Table 2: fine-tuning, QQP"),
     ("table2-imdb", "Table 2: fine-tuning, IMDB reviews"),
     ("table2-qnli", "Table 2: fine-tuning, QNLI's dev rows split anew"),
     ("efficiency", "Table 3 and Figure 2: time and memory"),
@@ -166,8 +168,8 @@ fn of_sweep(folder: &str, results: &Results) -> Page {
     if groups.iter().any(|g| g.seeds.len() < 2) {
         notes.push("One seed says nothing of chance: differences without an interval are first signs.".into());
     }
-    if plateau {
-        let falls: Vec<String> = groups.iter().filter_map(|g| Some(format!("{} {:.3}", g.name, g.last_fall()?))).collect();
+    let falls: Vec<String> = groups.iter().filter_map(|g| Some(format!("{} {:.3}", g.name, g.last_fall()?))).collect();
+    if plateau && !falls.is_empty() {
         notes.push(format!(
             "How far from convergence: over the last fifth of its tokens, while the learning rate falls too, the mean loss fell by: {}.",
             falls.join(", ")
@@ -180,7 +182,8 @@ fn of_sweep(folder: &str, results: &Results) -> Page {
     }
     notes.extend(results.published.iter().map(|p| format!("Published elsewhere: {}: {} {} ({}).", p.what, p.value, p.unit, p.source)));
     notes.extend(results.silent.iter().map(|(key, why)| format!("The paper is silent on `{key}`: {why}.")));
-    notes.push(format!("Wall time: {} in sum, {} runs one by one.", duration(results.seconds()), results.runs.len()));
+    let (count, hours) = results.hours();
+    notes.push(format!("Wall time: {hours:.2} hours of training steps in {count} runs, each by its own clock; two ran at a time."));
     notes.push(format!("Made by `{}`; configs {}.", results.command, &results.configs_sha256.chars().take(16).collect::<String>()));
     Page {
         folder: folder.into(),
@@ -301,30 +304,29 @@ fn p_with_sign(p: f64) -> String {
 /// A point of a group's curve, moved; None: left out.
 type Scale<'a> = &'a dyn Fn(&Group, (f64, f64)) -> Option<(f64, f64)>;
 
-/// Names of the pictures of curves, which are not always all drawn.
+/// Beginnings of the names of pictures of curves, which are not always all drawn.
 pub(super) const CURVES: [&str; 2] = ["by_tokens", "by_time"];
 
-/// Curves of all groups, or where those are too many to be told apart, of each point of the grid (`_task=period`).
+/// Curves of all groups, or where those are too many to be told apart, of each task.
 fn curves(folder: &str, groups: &[Group], results: &Results) -> Vec<Picture> {
+    let task_of = |group: &Group| results.runs.iter().find(|r| r.group == group.name)?.settings["set"]["data.task"].as_str();
     let mut parts: BTreeMap<&str, Vec<&Group>> = BTreeMap::new();
     for group in groups {
-        let point = if groups.len() > MOST_CURVES { group.name.split_once('_').map_or("", |(_, point)| point) } else { "" };
-        parts.entry(point).or_default().push(group);
+        let task = task_of(group).filter(|_| groups.len() > MOST_CURVES).unwrap_or_default();
+        parts.entry(task).or_default().push(group);
     }
-    parts.into_iter().flat_map(|(point, groups)| curves_of(folder, point, &groups, results)).collect()
+    let is_steady = groups.iter().all(|g| g.is_steady);
+    parts.into_iter().flat_map(|(task, groups)| curves_of(folder, task, &groups, results, is_steady)).collect()
 }
 
-fn curves_of(folder: &str, point: &str, groups: &[&Group], results: &Results) -> Vec<Picture> {
-    let (tail, of) = if point.is_empty() {
-        Default::default()
-    } else {
-        (format!("-{}", point.replace('=', "-")), format!(", {}", point.replace('_', ", ").replace('=', " ")))
-    };
+fn curves_of(folder: &str, task: &str, groups: &[&Group], results: &Results, is_steady: bool) -> Vec<Picture> {
+    let with = |mark: &str| if task.is_empty() { String::new() } else { format!("{mark}{task}") };
+    let (tail, of) = (with("-"), with(", "));
     let series = |scale: Scale| -> Vec<Series> {
         let of = |g: &&Group| {
             let points = g.curve.iter().filter_map(|p| scale(g, *p)).collect();
             let band = g.spread.iter().filter_map(|(x, low, high)| Some((scale(g, (*x, 0.0))?.0, *low, *high))).collect();
-            let name = g.name.strip_suffix(point).map_or(g.name.as_str(), |name| name.trim_end_matches('_'));
+            let name = g.name.strip_suffix(&with("_task=")).unwrap_or(&g.name);
             Series { band, ..Series::line(name, points) }
         };
         groups.iter().map(of).filter(|s| s.points.len() > 1).collect()
@@ -347,15 +349,15 @@ fn curves_of(folder: &str, point: &str, groups: &[&Group], results: &Results) ->
         let last = by_tokens.iter().flat_map(|s| s.points.last()).map(|p| p.0).fold(0.0, f64::max);
         by_tokens.push(Series::line("unigram", vec![(0.0, unigram), (last, unigram)]).reference());
     }
-    let caption = "Mean over seeds, and from the lowest to the highest of them.".to_string();
+    let caption = format!("Mean over seeds, and from the lowest to the highest of them{of}.");
     pictures.push(Picture {
         name: format!("by_tokens{tail}"),
         caption,
         chart: Drawing::Lines(chart(&format!("{}{of}, by tokens", title(folder)), "tokens", by_tokens)),
     });
     let by_time = series(&|g, p| Some((p.0 / g.tokens_per_second?, p.1)));
-    if !by_time.is_empty() && groups.iter().all(|g| g.is_steady) {
-        let caption = "The same by time, at each model's tokens/s of the table, on the machine below.".to_string();
+    if !by_time.is_empty() && is_steady {
+        let caption = format!("The same by time, at each model's tokens/s of the table, on the machine below{of}.");
         pictures.push(Picture {
             name: format!("by_time{tail}"),
             caption,

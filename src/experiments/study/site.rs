@@ -29,7 +29,7 @@ pub fn csv(table: &[Vec<String>]) -> Result<String> {
 /// A row an object.
 pub fn objects(table: &[Vec<String>]) -> Value {
     let Some((header, rows)) = table.split_first() else { return Value::Array(Vec::new()) };
-    debug_assert!(header.iter().enumerate().all(|(i, name)| !header[..i].contains(name)), "two columns of one name: {header:?}");
+    assert!(header.iter().enumerate().all(|(i, name)| !header[..i].contains(name)), "two columns of one name: {header:?}");
     let object =
         |row: &Vec<String>| Value::Object(header.iter().cloned().zip(row.iter().map(|c| Value::from(c.as_str()))).collect::<Map<_, _>>());
     Value::Array(rows.iter().map(object).collect())
