@@ -196,12 +196,12 @@ def main():
                     print(f"  {contender:26} {row['tokens_per_second']:9,.0f} tokens/s  ({row['lowest']:,.0f} - {row['highest']:,.0f})   ours is {row['ours_times']:.2f} times it")
                 run = {"model": model_name, "shape": model, "precision": precision, "made_again": again, "disturbed": disturbed,
                        "data_wait": contenders["ours"].waited, "speeds": rows}
-                if not options.against:
-                    run["floor_by_shape"] = by_shape(python, model, precision, tokens, options)
                 if options.against:
                     run["compared"] = verdict(speeds["ours"], speeds["against"])
                     noise = run["compared"]["noise"]
                     print(f"  {run['compared']['verdict']}: {run['compared']['change']:+.1%}, noise {'unknown' if noise is None else f'{noise:.1%}'} (95 %, rounds in pairs)")
+                else:
+                    run["floor_by_shape"] = by_shape(python, model, precision, tokens, options)
                 results["runs"].append(run)
                 sys.stdout.flush()
     kind = "compare" if options.against else "train_speed"

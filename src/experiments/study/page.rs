@@ -184,7 +184,7 @@ fn of_sweep(folder: &str, results: &Results) -> Page {
     notes.extend(results.published.iter().map(|p| format!("Published elsewhere: {}: {} {} ({}).", p.what, p.value, p.unit, p.source)));
     notes.extend(results.silent.iter().map(|(key, why)| format!("The paper is silent on `{key}`: {why}.")));
     let (count, hours) = results.hours();
-    notes.push(format!("Wall time: {hours:.2} hours of training steps in {count} runs, each by its own clock; two ran at a time."));
+    notes.push(format!("Wall time: {hours:.2} hours of training steps in {count} runs, each by its own clock."));
     notes.push(format!("Made by `{}`; configs {}.", results.command, &results.configs_sha256.chars().take(16).collect::<String>()));
     Page {
         folder: folder.into(),
