@@ -15,13 +15,13 @@ setup: ## libtorch into .libtorch/ (CUDA=1: with the libraries for a GPU)
 build: setup ## the program, target/release/linformer
 	@$(CARGO) build --release
 
-demo: build ## the paper in small: pretraining, fine-tuning and a report, in about 12 minutes
+demo: build ## the paper in small: pretraining, fine-tuning and a report, in about 13 minutes with AMX, longer without
 	@scripts/demo.sh
 
 demo-smoke: build ## the same path in about a minute, learning next to nothing
 	@scripts/demo.sh smoke
 
-results-small: build ## the whole paper at small scale on 2 cores in a night; goes on where it was (STEPS="figure3ab spectrum": those alone)
+results-small: build ## the whole paper at small scale on 2 cores, about fifteen hours; goes on where it was (STEPS="figure3ab spectrum": those alone)
 	@scripts/results_small.sh $(STEPS)
 
 report-results: build ## every page, plot and the list of claims again from the committed numbers
@@ -94,10 +94,12 @@ bench-memory: build ## the peak of memory that info computes beside the measured
 bench-scaling: build ## tokens/s against n, k, d, batch and threads (10 min)
 	@benches/scaling.py $(BENCH)
 
-gpu-check: build ## doctor and dry runs on the GPU, with two ranks where there are two
+gpu-check: build ## doctor, dry runs and the tests of whole runs on the GPU, with two ranks where there are two
 	@$(BIN) doctor
 	@$(BIN) pretrain experiments/demo/pretrain.json run.device=cuda --dry-run
+	@$(BIN) efficiency experiments/small/efficiency.json device=cuda 'n=[512,1024]' 'k=[128]' rounds=1 out=runs/gpu-check
 	@scripts/gpu_ranks.sh $(BIN)
+	@LINFORMER_TEST_DEVICE=cuda $(TEST) --test pipeline --test resume --test tasks -- --skip micro_batches --skip recomputation
 
 PREFIX ?= $(HOME)/.local
 SHARE := bash-completion/completions/linformer zsh/site-functions/_linformer fish/vendor_completions.d/linformer.fish

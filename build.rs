@@ -1,8 +1,9 @@
 //! Compiles the C++ shim (`src/native/*.cpp`) against libtorch's headers and lets the binaries find libtorch.
 use std::path::{Path, PathBuf};
 
-const UNITS: [&str; 17] = [
+const UNITS: [&str; 18] = [
     "runtime",
+    "memory",
     "products",
     "dropout",
     "adam",
@@ -22,17 +23,24 @@ const UNITS: [&str; 17] = [
 ];
 /// By itself: the headers of c10d are not those of the others.
 const DISTRIBUTED: &str = "src/native/distributed.cpp";
-const HEADERS: [&str; 10] = [
+const HEADERS: [&str; 17] = [
     "gloo_headers",
     "shim.h",
+    "attention_products.h",
     "blocks.h",
     "philox.h",
     "rows.h",
     "kernels/kernels.h",
     "kernels/lanes.h",
     "kernels/vector.h",
-    "kernels/gelu.h",
+    "kernels/adam.h",
     "kernels/amx.h",
+    "kernels/cross_entropy.h",
+    "kernels/gelu.h",
+    "kernels/norm.h",
+    "kernels/pack.h",
+    "kernels/softmax.h",
+    "kernels/sums.h",
 ];
 /// Tables of the row kernels and the instructions that each may use.
 #[cfg(target_arch = "x86_64")]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole paper at small scale, on two cores in a night: every experiment under experiments/small/, and the report.
+# The whole paper at small scale, on two cores in about fifteen hours: every experiment under experiments/small/, and the report.
 # Started again after any interruption it goes on where it was; what is done is skipped: of sweeps the runs under runs/small/, of
 # spectrum, theorems and shift what lies under experiments/results/. Remove a folder there to measure it again.
 #   scripts/results_small.sh [first | NAME ...]   first: what the README's pictures need; NAME: those steps alone
@@ -64,8 +64,11 @@ theorems_n256() {
 
 shift_text() {
   say "shift: the same text, moved"
-  need $results/shift/shift.json "$bin" shift $full $runs/figure3ab/n64-k32_seed=0 $runs/figure3ab/n64-k16_seed=0 $runs/figure3ab/n64-k8_seed=0 \
-    --by 0,1,2,4,8,16 --sequences 512 --out $results/shift
+  local seed out
+  for seed in 0 1 2; do
+    out=$results/shift$([ $seed = 0 ] || echo "-seed$seed")
+    need "$out/shift.json" "$bin" shift $runs/figure3ab/n64-{full,k32,k16,k8}_seed=$seed --by 0,1,2,4,8,16 --sequences 512 --out "$out" || return 1
+  done
 }
 
 # Table 2 on real rows, where they were fetched.
@@ -102,7 +105,7 @@ split() {
 }
 
 efficiency() {
-  say "efficiency: time and memory against n (about fifty minutes, best with nothing beside it)"
+  say "efficiency: time and memory against n (about two and a half hours, best with nothing beside it)"
   "$bin" efficiency experiments/small/efficiency.json && "$bin" efficiency experiments/small/efficiency-training.json
 }
 

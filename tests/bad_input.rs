@@ -232,3 +232,50 @@ fn wrong_usage_is_2() {
         refused_command(&lab, &[&["info", "c.json"][..], &args].concat(), 2, &[args[0]]);
     }
 }
+
+#[test]
+fn labels_of_the_data_that_no_config_can_hold() {
+    let lab = Lab::new();
+    lab.write("a.jsonl", "{\"text\": \"fine\", \"label\": \"joy\\n\"}\n{\"text\": \"poor\", \"label\": \"grief\"}\n");
+    lab.write("b.jsonl", "{\"text\": \"fine\", \"label\": \"joy\"}\n{\"text\": \"poor\", \"label\": \"grief\"}\n");
+    let own = json!({"data": {"task": {"name": "mine", "train": "a.jsonl", "dev": "b.jsonl", "text": "text", "label": "label"}, "tokenizer": "bytes",
+        "sequence_length": 16, "cache_dir": "cache"}, "model": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "attention": {"k": 4}},
+        "train": {"max_steps": 1, "batch_size": 1, "warmup_steps": 0}, "run": {"dir": "run"}});
+    lab.write("own.json", own.to_string());
+    let found = "a.jsonl: line 1: label \"joy\\n\"";
+    refused_command(&lab, &["finetune", "own.json"], 1, &[found, "expected text on one line without tabs", "data.task.labels"]);
+    let labels = "data.task.labels=[\"grief\",\"joy\"]";
+    refused_command(&lab, &["finetune", "own.json", labels], 1, &[found, "expected one of grief, joy", "data.on_error"]);
+    assert!(!lab.path("run").exists(), "a refused run left a folder behind");
+    // What was not refused is read again.
+    lab.ok(&["finetune", "own.json", labels, "data.on_error=skip", "--quiet"]);
+    lab.ok(&["evaluate", "run"]);
+}
+
+/// The data is not there, and need not be.
+#[test]
+fn info_says_nothing_that_follows_from_steps_which_nobody_knows() {
+    let lab = Lab::new();
+    lab.config("fine.json", &[]);
+    let mut config = lab.json("fine.json");
+    config["data"] = json!({"task": "sst2", "tokenizer": "bytes", "sequence_length": 16});
+    config["train"]["max_epochs"] = json!(3);
+    config["train"].as_object_mut().unwrap().remove("max_steps");
+    lab.write("fine.json", config.to_string());
+    for (device, follows) in [
+        (["--peak-tflops", "100"], vec!["tokens in all", "tokens per parameter", "time at MFU"]),
+        (["--cluster", "8xH100"], vec!["tokens in all", "training FLOPs in all", "days at MFU", "GPU-hours"]),
+    ] {
+        let text = |more: &[&str]| lab.ok(&[&["info", "fine.json"][..], more, &device].concat()).stdout;
+        let (unknown, known) = (text(&[]), text(&["train.max_epochs=null", "train.max_steps=50"]));
+        let steps = unknown.lines().find(|line| line.starts_with("steps")).unwrap();
+        assert!(steps.contains("3 epochs: not known before the data is read"), "{unknown}");
+        for name in follows {
+            assert!(!unknown.contains(name) && known.contains(name), "{name}\n{unknown}\n{known}");
+        }
+        // So many positions hold three sequences of 16.
+        let batch = text(&["train.batch_tokens=50"]);
+        let sequences = batch.lines().find(|line| line.starts_with("sequences per step") || line.starts_with("sequences a step")).unwrap();
+        assert!(sequences.split_whitespace().last() == Some("3"), "{batch}");
+    }
+}

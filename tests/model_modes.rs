@@ -254,6 +254,56 @@ fn dropout_is_a_function_of_seed_and_step_and_not_of_the_cut() {
     assert!(whole.narrow(0, 2, 2).allclose(&run(2, 2, 1, 1), 1e-6, 1e-6, false));
 }
 
+/// The reference's gradients in fp64 beside central differences of its loss, along a direction of every weight: what holds the
+/// reference, as the reference holds the fused blocks.
+#[test]
+fn gradients_are_the_slopes_of_the_loss_in_fp64_in_every_mode() {
+    const STEP: f64 = 1e-6;
+    let cpu = (Kind::Double, Device::Cpu);
+    let wave =
+        |shape: &[i64], seed: f64| ((Tensor::arange(shape.iter().product::<i64>(), cpu) * 0.7391 + seed).sin() * 2.1).view(shape).sin();
+    let mut modes: Vec<(Value, &str)> = every_mode().into_iter().map(|m| (m, "post")).collect();
+    modes.extend([json!({"k": 4, "sharing": "none"}), json!({"kind": "full", "backend": "materialised"})].map(|m| (m, "pre")));
+    modes.push((json!({"k": 4, "backend": "materialised"}), "post"));
+    for ((attention, norm), padded) in modes.iter().flat_map(|m| [(m, false), (m, true)]) {
+        let mut config = model(attention.clone());
+        config.norm = serde_json::from_value(json!(norm)).unwrap();
+        config.backend = linformer::config::Backend::Reference;
+        let (mut parameters, encoder) = build(&config);
+        let head = MaskedLmHead::new(&mut parameters, &config, encoder.word_embeddings());
+        for (i, p) in parameters.iter().enumerate() {
+            // Away from zeros and ones; wide enough for attention that is not even.
+            let value = p.tensor.detach().to_kind(Kind::Double) * 2.0 + wave(&p.tensor.size(), i as f64) * 0.2;
+            p.tensor.shallow_clone().set_data(&value);
+        }
+        let mask = Tensor::arange(16, (Kind::Int64, Device::Cpu)).lt_tensor(&Tensor::from_slice(&[11i64, 16]).unsqueeze(1));
+        let input = Input { ids: ids(2, 16), attention_mask: padded.then(|| mask.to_kind(Kind::Int64)) };
+        let rows = Tensor::from_slice(&[1i64, 9, 20, 31]);
+        let loss = || {
+            let pass = Pass::evaluation(Kind::Double);
+            let hidden = encoder.forward(&input, &pass).unwrap().flatten(0, 1).index_select(0, &rows);
+            head.loss(&hidden, &Tensor::from_slice(&[7i64, 8, -100, 9]), 0.1, &pass).unwrap()
+        };
+        loss().backward();
+        let _guard = tch::no_grad_guard();
+        for (i, p) in parameters.trainable().enumerate() {
+            let direction = wave(&p.tensor.size(), 0.3 * i as f64 + 1.0);
+            let moved = |by: f64| {
+                let _ = p.tensor.shallow_clone().g_add_(&(&direction * by));
+                loss().double_value(&[])
+            };
+            let (above, below) = (moved(STEP), moved(-2.0 * STEP));
+            moved(STEP);
+            let slope = (above - below) / (2.0 * STEP);
+            let gradient = (p.tensor.grad() * &direction).sum(Kind::Double).double_value(&[]);
+            let what = format!("{attention} {norm} padded {padded}: {}", p.name);
+            let scale = p.tensor.grad().norm().double_value(&[]) * direction.norm().double_value(&[]);
+            assert!((slope - gradient).abs() < 1e-6 * scale.max(0.1), "{what}: {slope} by differences, {gradient} of {scale}");
+            assert!(gradient.abs() > 1e-8 || p.name.ends_with("key.bias"), "{what}: {gradient:e}");
+        }
+    }
+}
+
 /// Loss, and the gradient of every weight, of a masked LM in training with dropout, that of attention's probabilities with `p`.
 /// `chosen`: the last layer is asked for the predicted rows alone.
 fn loss_and_gradients(

@@ -5,6 +5,7 @@ mod common;
 
 use common::Lab;
 use serde_json::{json, Value};
+use std::path::PathBuf;
 
 /// A corpus with the layout of the embedded one: novels and addresses of several years.
 fn library(lab: &Lab) {
@@ -318,4 +319,68 @@ fn a_profile_covers_the_steps_and_its_trace_nests() {
     lab.ok(&["pretrain", "c.json", "--quiet", "run.dir=plain"]);
     assert_eq!(common::weights_sha256(&lab.path("plain"), 6), weights);
     assert!(!lab.path("plain/profile.json").exists() && !lab.path("plain/trace.json").exists());
+}
+
+/// The prepared corpora of a cache.
+fn corpora(lab: &Lab, cache: &str) -> Vec<PathBuf> {
+    let mut folders: Vec<PathBuf> = std::fs::read_dir(lab.path(cache)).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
+    folders.sort();
+    folders
+}
+
+/// Texts of which another tokenizer is trained.
+fn capitals(lab: &Lab, prefix: &str) {
+    (0..24).for_each(|i| lab.write(&format!("{prefix}{i:02}.txt"), common::prose(i).to_uppercase()));
+}
+
+#[test]
+fn a_model_reads_through_its_own_tokenizer_when_its_corpus_has_changed() {
+    let lab = Lab::new();
+    lab.config("c.json", &[("model.attention.kind", json!("full"))]);
+    lab.ok(&["pretrain", "c.json", "--quiet"]);
+    let report = lab.ok(&["evaluate", "run"]).stdout;
+    let tokenizer = lab.read("run/tokenizer.json");
+    let own: Value = serde_json::from_str(&tokenizer).unwrap();
+    // Without its file, the corpus as it was still makes the same one. What the run prepared is opened, not made again.
+    std::fs::remove_file(lab.path("run/tokenizer.json")).unwrap();
+    assert_eq!(lab.ok(&["evaluate", "run"]).stdout, report);
+    assert_eq!(corpora(&lab, "cache").len(), 1);
+    capitals(&lab, "text/more-");
+    let refused = lab.run(&["evaluate", "run"]);
+    assert!(refused.code == 1 && refused.stderr.lines().count() == 1, "{} {}", refused.stdout, refused.stderr);
+    for part in ["run/tokenizer.json: not here", "data.tokenizer=byte_bpe", "inputs.json", "put the run's tokenizer back"] {
+        assert!(refused.stderr.contains(part), "no \"{part}\" in {}", refused.stderr);
+    }
+    lab.write("run/tokenizer.json", &tokenizer);
+    for args in [
+        &["evaluate", "run"][..],
+        &["spectrum", "run", "--sequences", "8", "--out", "spectrum"],
+        &["theorems", "run", "--sequences", "8", "--steps", "20", "--out", "theorems"],
+        &["shift", "run", "--by", "0,1", "--sequences", "8", "--out", "shift"],
+    ] {
+        std::fs::remove_dir_all(lab.path("cache")).unwrap();
+        lab.ok(args);
+        let folders = corpora(&lab, "cache");
+        assert_eq!(folders.len(), 1, "{args:?}");
+        let used: Value = serde_json::from_slice(&std::fs::read(folders[0].join("tokenizer.json")).unwrap()).unwrap();
+        assert!(used["model"] == own["model"], "{args:?}: another tokenizer");
+    }
+}
+
+/// Continued pretraining reads its corpus in the tokens of the model that it goes on from.
+#[test]
+fn a_corpus_is_prepared_verified_and_shown_as_the_run_reads_it() {
+    let lab = Lab::new();
+    lab.config("parent.json", &[]);
+    lab.ok(&["pretrain", "parent.json", "--quiet"]);
+    capitals(&lab, "other/");
+    let changes = [("data.corpus", "other"), ("data.cache_dir", "own"), ("run.init_from", "run"), ("run.dir", "child")];
+    lab.config("child.json", &changes.map(|(key, value)| (key, json!(value))));
+    lab.ok(&["pretrain", "child.json", "--quiet"]);
+    let read = corpora(&lab, "own");
+    assert_eq!(read.len(), 1);
+    for command in ["verify", "prepare", "show"] {
+        lab.ok(&["data", command, "child.json"]);
+        assert_eq!(corpora(&lab, "own"), read, "data {command}");
+    }
 }

@@ -234,3 +234,103 @@ fn metrics_of_memory(lab: &Lab, run: &str) -> f64 {
     let lines = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     lines.filter_map(|line| line["peak_memory"].as_f64()).fold(0.0, f64::max)
 }
+
+/// A task whose scored rows all have one text, and either label: whatever is learned, each evaluation is half right.
+fn undecidable(lab: &Lab) {
+    lab.write("train.tsv", common::task_rows(40));
+    lab.write("dev.tsv", "text\tlabel\n".to_string() + &"The ship saw\t0\nThe ship saw\t1\n".repeat(4));
+    let config = json!({"model": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "attention": {"k": 4}},
+        "data": {"task": {"name": "mine", "train": "train.tsv", "dev": "dev.tsv", "text": "text", "label": "label", "labels": ["0", "1"]},
+                 "tokenizer": "bytes", "sequence_length": 24, "cache_dir": "cache"},
+        "train": {"max_steps": 20, "batch_size": 8, "warmup_steps": 2, "log_every": 5, "eval_every": 2, "checkpoint_every": 0,
+                  "early_stopping_patience": 2},
+        "run": {"dir": "run"}});
+    lab.write("fine.json", config.to_string());
+}
+
+#[test]
+fn more_patience_lets_a_run_that_stopped_early_go_on_as_if_it_had_had_it() {
+    let lab = Lab::new();
+    undecidable(&lab);
+    let steps = |dir: &str| lab.json(&format!("{dir}/summary.json"))["steps"].as_u64().unwrap();
+    lab.ok(&["finetune", "fine.json", "--quiet"]);
+    assert_eq!(steps("run"), 6, "the first evaluation is the best, two more are waited for");
+    for (patience, end) in [(2, 6), (1, 6), (4, 10), (0, 20)] {
+        let key = format!("train.early_stopping_patience={patience}");
+        lab.ok(&["finetune", "fine.json", &key, "--resume", "auto", "--quiet"]);
+        assert_eq!(steps("run"), end, "patience {patience}");
+    }
+    for (patience, end) in [(4, 10), (0, 20)] {
+        let key = format!("train.early_stopping_patience={patience}");
+        let (cut, whole) = (format!("cut-{patience}"), format!("whole-{patience}"));
+        lab.ok(&["finetune", "fine.json", &format!("run.dir={cut}"), "--quiet"]);
+        lab.ok(&["finetune", "fine.json", &format!("run.dir={cut}"), &key, "--resume", "auto", "--quiet"]);
+        lab.ok(&["finetune", "fine.json", &format!("run.dir={whole}"), &key, "--quiet"]);
+        assert_eq!(common::weights_sha256(&lab.path(&cut), end), common::weights_sha256(&lab.path(&whole), end));
+        assert_eq!(metrics(&lab, &cut), metrics(&lab, &whole));
+    }
+}
+
+/// As after a crash between the last checkpoint and the summary.
+#[test]
+fn a_summary_that_is_written_again_is_the_same() {
+    let lab = Lab::new();
+    undecidable(&lab);
+    lab.ok(&["finetune", "fine.json", "--quiet"]);
+    let summary = lab.json("run/summary.json");
+    assert_eq!((&summary["best_step"], &summary["constant_prediction"]), (&json!(2), &json!(true)), "{summary}");
+    std::fs::remove_file(lab.path("run/summary.json")).unwrap();
+    lab.ok(&["finetune", "fine.json", "--resume", "auto", "--quiet"]);
+    assert_eq!(lab.json("run/summary.json"), summary);
+}
+
+/// Most training rows are bad and all scored rows are said to be: at first bad is said of every row, and what is learned later
+/// is worse.
+#[test]
+fn a_constant_prediction_is_that_of_the_evaluation_which_the_value_is_of() {
+    let lab = Lab::new();
+    undecidable(&lab);
+    let row = |i: usize, word: &str, label: &str| format!("{word}{}\t{label}\n", " so".repeat(i * 5 % 7));
+    let word = |i: usize, every: usize| if i.is_multiple_of(every) { "good" } else { "bad" };
+    let table = |rows: String| "text\tlabel\n".to_string() + &rows;
+    lab.write("train.tsv", table((0..96).map(|i| row(i, word(i, 4), word(i, 4))).collect()));
+    lab.write("dev.tsv", table((0..16).map(|i| row(i, word(i, 2), "bad")).collect()));
+    let labels = "data.task.labels=[\"bad\",\"good\"]";
+    let train = ["train.max_steps=240", "train.eval_every=3", "train.learning_rate=1e-2", "train.early_stopping_patience=0"];
+    lab.ok(&[&["finetune", "fine.json", labels][..], &train, &["--quiet"]].concat());
+    let evaluations: Vec<Value> = metrics(&lab, "run").into_iter().filter(|m| m["split"] == "task").collect();
+    let last = evaluations.last().unwrap();
+    assert!(last["constant_prediction"].is_null(), "nothing was learned in the end: {last}");
+    let summary = lab.json("run/summary.json");
+    assert_eq!((&summary["value"], &summary["constant_prediction"]), (&json!(1.0), &json!(true)), "{summary}");
+}
+
+#[test]
+fn checkpoints_that_cannot_be_read_are_not_taken_for_none() {
+    let lab = Lab::new();
+    lab.config("c.json", &[]);
+    lab.ok(&["pretrain", "c.json", "--quiet"]);
+    let logged = lab.read("run/metrics.jsonl");
+    let longer = ["pretrain", "c.json", "train.max_steps=9", "--resume", "auto", "--quiet"];
+    let refused = |named: &str| {
+        let ran = lab.run(&longer);
+        let line = ran.stderr.trim_end();
+        assert!(ran.code == 1 && line.lines().count() == 1 && line.contains(named) && line.contains("mount its disk"), "{line}");
+        assert_eq!(lab.read("run/metrics.jsonl"), logged);
+        assert!(lab.path("run/summary.json").exists());
+    };
+    let instead = |name: &str, target: &str, named: &str| {
+        let path = lab.path(name);
+        std::fs::rename(&path, lab.path("kept")).unwrap();
+        std::os::unix::fs::symlink(lab.path(target), &path).unwrap();
+        refused(named);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::rename(lab.path("kept"), &path).unwrap();
+    };
+    // A disk that is not mounted, and a file that not even root can open: a link to itself.
+    instead("run/checkpoints", "disk/checkpoints", "run/checkpoints: No such file");
+    let weights = "run/checkpoints/step-00000006/model.safetensors";
+    instead(weights, weights, "step-00000006/model.safetensors: Too many levels");
+    let ran = lab.ok(&longer);
+    assert!(ran.stderr.contains("goes on after step 6"), "{}", ran.stderr);
+}

@@ -247,6 +247,64 @@ fn what_is_committed_agrees_with_the_committed_numbers() {
     for (name, text) in linformer::experiments::study::texts(&results).unwrap() {
         let path = if name == "reproduction.md" { repository().join("docs/reproduction.md") } else { results.join(&name) };
         let committed = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        assert_eq!(committed, text, "{}: run `make report-results`", path.display());
+        let differs = || committed.lines().zip(text.lines()).find(|(was, is)| was != is);
+        assert!(committed == text, "{}: run `make report-results`; the first lines that differ: {:?}", path.display(), differs());
     }
+}
+
+/// Numbers of a run that was made before its sweep was changed are not those of what the sweep asks for.
+#[test]
+fn a_run_that_was_made_with_other_settings_is_not_collected() {
+    let lab = Lab::new();
+    lab.config("base.json", &[]);
+    let mut sweep = json!({"base": "base.json", "dir": "runs", "results": "results", "variants": [{"name": "one"}]});
+    lab.write("sweep.json", sweep.to_string());
+    lab.ok(&["sweep", "sweep.json"]);
+    let results = lab.read("results/results.json");
+    for (key, value, was) in [("train.max_steps", json!(7), "6"), ("train.learning_rate", json!(0.002), "0.001")] {
+        sweep["set"] = json!({ key: value });
+        lab.write("sweep.json", sweep.to_string());
+        let refused = lab.run(&["sweep", "sweep.json", "--collect"]);
+        assert!(refused.code == 1 && refused.stderr.lines().count() == 1, "{}", refused.stderr);
+        let told = format!("runs/one/config.json: {key}: found {was}, but sweep.json asks for {value}: ");
+        assert!(refused.stderr.contains(&told), "{}", refused.stderr);
+        let dry = lab.ok(&["sweep", "sweep.json", "--dry-run"]).stdout;
+        assert!(dry.contains(&format!("made with {key}={was}")) && !dry.contains("done"), "{dry}");
+        assert_eq!(lab.read("results/results.json"), results);
+    }
+    // The sweep, started all the same, is refused by the run, and has no numbers for the new rate.
+    let ran = lab.run(&["sweep", "sweep.json"]);
+    assert!(ran.code == 1 && ran.stderr.contains("1 of 1 runs failed: one; runs/one/config.json: train.learning_rate: "), "{}", ran.stderr);
+    assert!(ran.stdout.contains("0 of 1"), "{}", ran.stdout);
+    assert_eq!(lab.read("results/results.json"), results);
+    // Where a run lies and how often it is looked at make no other run.
+    sweep["set"] = json!({"run.threads": 1, "data.cache_dir": "elsewhere", "train.log_every": 3});
+    lab.write("sweep.json", sweep.to_string());
+    lab.ok(&["sweep", "sweep.json", "--collect", "--results", "other"]);
+    sweep.as_object_mut().unwrap().remove("set");
+    lab.write("sweep.json", sweep.to_string());
+    lab.ok(&["sweep", "sweep.json", "--collect"]);
+    assert_eq!(lab.read("results/results.json"), results);
+}
+
+#[test]
+fn a_run_that_comes_to_its_time_limit_does_not_end_the_sweep() {
+    let lab = Lab::new();
+    lab.config("base.json", &[("train.eval_every", json!(0)), ("train.checkpoint_every", json!(0))]);
+    // Less than a second.
+    let long = json!({"train.max_steps": 1_000_000, "train.max_hours": 0.0002});
+    let variants = json!([{"name": "long", "set": long}, {"name": "short"}]);
+    lab.write("sweep.json", json!({"base": "base.json", "dir": "runs", "results": "results", "variants": variants}).to_string());
+    // Started again, it goes on with the long one, which comes to its limit again.
+    for _ in 0..2 {
+        let ran = lab.run(&["sweep", "sweep.json"]);
+        assert_eq!(ran.code, 1, "{}", ran.stderr);
+        let told = "1 of 2 runs stopped with a checkpoint (train.max_hours, or a signal): long; start the sweep again to go on with them";
+        assert!(ran.stderr.contains(told), "{}", ran.stderr);
+        assert!(ran.stdout.lines().any(|line| line.starts_with("long ") && line.contains("0 of 1")), "{}", ran.stdout);
+        let results = lab.json("results/results.json");
+        assert_eq!((results["runs"].as_array().unwrap().len(), &results["runs"][0]["name"]), (1, &json!("short")));
+    }
+    let text = lab.ok(&["report", "runs", "--out", "out"]).stdout;
+    assert!(text.contains("Not finished, and not in the table: runs/long."), "{text}");
 }

@@ -237,5 +237,109 @@ fn the_task_decides_the_outputs_and_an_undefined_metric_ends_nothing() {
     let report: Value = serde_json::from_str(&lab.ok(&["evaluate", "runs/stsb"]).stdout).unwrap();
     assert!(report["splits"]["dev"]["undefined"].as_array().unwrap().contains(&json!("pearson")), "{report}");
     let text = lab.ok(&["report", "runs/stsb", "--out", "out"]).stdout;
-    assert!(text.contains("One and the same prediction for every row at the end: stsb."), "{text}");
+    assert!(text.contains("One and the same prediction for every row, at the checkpoint that the value is of: stsb."), "{text}");
+}
+
+/// What makes a run short: these tests look at tables.
+fn short() -> [(&'static str, Value); 2] {
+    [("train.max_epochs", json!(0.1)), ("train.warmup_steps", json!(0))]
+}
+
+#[test]
+fn a_report_averages_over_seeds_and_nothing_else() {
+    let lab = lab();
+    config(&lab, &short());
+    lab.config("pre.json", &[("data.tokenizer", json!("bytes")), ("data.sequence_length", json!(32))]);
+    for seed in [0, 1] {
+        lab.ok(&["pretrain", "pre.json", "--quiet", &format!("run.dir=pre/lin_seed={seed}"), &format!("train.seed={seed}")]);
+    }
+    let variant = |name: &str, seed: u64| json!({"name": name, "set": {"run.init_from": format!("pre/lin_seed={seed}")}});
+    let sweep = json!({"base": "fine.json", "dir": "fine", "variants": [variant("a", 0), variant("b", 1)],
+        "grid": {"train.learning_rate": [0.001, 0.01], "train.seed": [0, 1]}});
+    lab.write("sweep.json", sweep.to_string());
+    lab.ok(&["sweep", "sweep.json", "--results", "first"]);
+    // What the runs took from their parents and found in the rows is no change of the sweep.
+    let dry = lab.ok(&["sweep", "sweep.json", "--dry-run"]).stdout;
+    assert_eq!(dry.lines().filter(|line| line.ends_with("done")).count(), 8, "{dry}");
+    lab.ok(&["sweep", "sweep.json", "--collect", "--results", "again"]);
+    assert_eq!(lab.json("again/results.json"), lab.json("first/results.json"));
+
+    // Name, number of perplexities, number of scores.
+    let lines = |dirs: &[&str]| -> Vec<String> {
+        lab.ok(&[&["report"][..], dirs, &["--out", "out"]].concat());
+        let models = lab.json("out/table.json")["models"].as_array().unwrap().clone();
+        let count = |values: &Value| values.as_array().map_or(0, Vec::len);
+        let line = |m: &Value| format!("{}: {}, {}", m["name"].as_str().unwrap(), count(&m["perplexity"]), count(&m["scores"]["mine"]));
+        models.iter().map(line).collect()
+    };
+    let rates = ["lin: 2, 0", "lin with train.learning_rate=0.001: 0, 4", "lin with train.learning_rate=0.01: 0, 4"];
+    assert_eq!(lines(&["pre", "fine"]), rates);
+    // Without the parents.
+    let rates = ["a_learning_rate=0.001: 0, 2", "a_learning_rate=0.01: 0, 2", "b_learning_rate=0.001: 0, 2", "b_learning_rate=0.01: 0, 2"];
+    assert_eq!(lines(&["fine"]), rates);
+    let made: [(&str, &[&str]); 6] = [
+        ("one/x", &[]),
+        ("two/x", &["train.weight_decay=0.5"]),
+        ("one/y_seed=0", &[]),
+        ("one/y_seed=1", &["train.seed=1", "train.weight_decay=0.5"]),
+        ("one/z_seed=0", &[]),
+        ("one/z_seed=1", &["train.seed=1", "run.threads=1", "data.cache_dir=elsewhere"]),
+    ];
+    for (dir, changes) in made {
+        lab.ok(&[&["finetune", "fine.json", "--quiet", &format!("run.dir={dir}")], changes].concat());
+    }
+    let decays = ["one/x: 0, 1", "two/x: 0, 1", "y with train.weight_decay=0.01: 0, 1", "y with train.weight_decay=0.5: 0, 1", "z: 0, 2"];
+    assert_eq!(lines(&["one", "two"]), decays);
+}
+
+/// The summaries get numbers that no table can mistake for each other.
+#[test]
+fn tables_show_the_half_that_chose_nothing() {
+    let lab = lab();
+    config(&lab, &[&short()[..], &[("data.dev_halves", json!(true))]].concat());
+    lab.write("sweep.json", json!({"base": "fine.json", "dir": "runs", "variants": [{"name": "one"}]}).to_string());
+    lab.ok(&["sweep", "sweep.json"]);
+    let written = lab.json("runs/one/summary.json");
+    for (reported, shown) in [(json!(0.25), "0.250"), (json!(null), "undefined")] {
+        let mut summary = written.clone();
+        (summary["value"], summary["reported_value"]) = (json!(0.875), reported);
+        lab.write("runs/one/summary.json", summary.to_string());
+        let sweep = lab.ok(&["sweep", "sweep.json"]).stdout;
+        let report = lab.ok(&["report", "runs", "--out", "out"]).stdout;
+        for text in [&sweep, &report] {
+            assert!(text.contains(shown) && !text.contains("0.875"), "{text}");
+            assert!(text.contains("the half of the rows that did not choose the checkpoint"), "{text}");
+        }
+        // Of half of 37 rows.
+        assert!(report.contains("is at least 0.093"), "{report}");
+        let list = lab.ok(&["list", "runs"]).stdout;
+        assert!(!list.contains("0.875"), "{list}");
+    }
+}
+
+#[test]
+fn a_mean_says_of_how_many_seeds_it_is_where_some_are_undefined() {
+    let lab = lab();
+    config(&lab, &short());
+    let sweep = json!({"base": "fine.json", "dir": "runs", "variants": [{"name": "one"}], "grid": {"train.seed": [0, 1, 2]}});
+    lab.write("sweep.json", sweep.to_string());
+    lab.ok(&["sweep", "sweep.json"]);
+    for (seed, value) in [json!(0.4), json!(null), json!(0.5)].into_iter().enumerate() {
+        let name = format!("runs/one_seed={seed}/summary.json");
+        let mut summary = lab.json(&name);
+        summary["value"] = value;
+        lab.write(&name, summary.to_string());
+    }
+    let cell = "0.450 ± 0.071 (2 of 3; 1 undefined)";
+    let table = lab.ok(&["sweep", "sweep.json"]).stdout;
+    assert!(table.contains(cell), "{table}");
+    assert!(lab.read("runs/table.csv").starts_with("group,runs,parameters,score,score sd,score runs,"), "{}", lab.read("runs/table.csv"));
+    let row = &lab.json("runs/table.json")[0];
+    assert_eq!((&row["runs"], &row["wanted"], &row["score"]["runs"]), (&json!(3), &json!(3), &json!(2)));
+    let report = lab.ok(&["report", "runs", "--out", "out"]).stdout;
+    for text in [&report, &lab.read("out/table.csv"), &lab.read("out/report.html")] {
+        assert!(text.contains(cell), "{text}");
+    }
+    assert!(report.contains("Where the value of a seed is undefined, a mean is of the others"), "{report}");
+    assert_eq!(lab.json("out/table.json")["models"][0]["scores"]["mine"], json!([0.4, null, 0.5]));
 }

@@ -1,6 +1,9 @@
-//! Weight files that do not fit are refused by name, and the model stays as it was.
+//! Weight files that do not fit are refused by name, and the model stays as it was; damaged ones are passed over, and that is said.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod common;
+
+use common::Lab;
 use linformer::config::Model;
 use linformer::model::weights::{save, Select, WeightsFile};
 use linformer::model::{Encoder, MaskedLmHead, Parameters};
@@ -83,5 +86,55 @@ fn hostile_files_are_errors() {
         std::fs::write(&path, bytes).unwrap();
         let message = WeightsFile::open(&path).err().unwrap().to_string();
         assert!(message.contains("x.safetensors") && !message.contains('\n'), "{message}");
+    }
+}
+
+fn damage_weights(lab: &Lab, checkpoint: &str) {
+    let path = lab.path(checkpoint).join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+}
+
+/// The one line of a command that says which checkpoint was passed over.
+fn passed_over(lab: &Lab, args: &[&str]) -> String {
+    let said = lab.ok(args).stderr;
+    let lines: Vec<&str> = said.lines().filter(|line| line.contains("passed over a checkpoint")).collect();
+    assert_eq!(lines.len(), 1, "{args:?}: {said}");
+    lines[0].to_string()
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named_and_so_is_the_one_that_is_taken() {
+    let lab = Lab::new();
+    lab.config("c.json", &[("train.keep_checkpoints", json!(9))]);
+    lab.ok(&["pretrain", "c.json", "--quiet"]);
+    lab.write("train.tsv", common::task_rows(40));
+    lab.write("dev.tsv", common::task_rows(12));
+    let mut fine = common::tiny();
+    fine.as_object_mut().unwrap().remove("model");
+    let task = json!({"name": "mine", "train": "train.tsv", "dev": "dev.tsv", "text": "text", "label": "label", "kind": "classification"});
+    fine["data"] = json!({"task": task, "sequence_length": 16, "cache_dir": "cache"});
+    fine["train"]["keep_checkpoints"] = json!(9);
+    fine["run"] = json!({"dir": "fine", "init_from": "run"});
+    lab.write("fine.json", fine.to_string());
+
+    // Of a pretrained run the newest is asked for: the one before it is all that there is to say.
+    damage_weights(&lab, "run/checkpoints/step-00000006");
+    let said = passed_over(&lab, &["finetune", "fine.json", "--quiet"]);
+    assert!(said.contains("run/checkpoints/step-00000006: model.safetensors is damaged"), "{said}");
+    assert!(said.ends_with("run/checkpoints/step-00000003 is taken"), "{said}");
+
+    // Of a fine-tuned one the best: whether it was the newest or not, the other one's weights are not the best.
+    let best = lab.json("fine/summary.json")["best_step"].as_u64().unwrap();
+    let other = 3 + 6 - best;
+    damage_weights(&lab, &format!("fine/checkpoints/step-{best:08}"));
+    lab.write("new.txt", "The ship saw the harbour\n");
+    for args in [&["predict", "fine", "new.txt"][..], &["export", "fine", "--out", "out"]] {
+        let said = passed_over(&lab, args);
+        assert!(said.contains(&format!("fine/checkpoints/step-{best:08}: model.safetensors is damaged")), "{said}");
+        let taken = format!("fine/checkpoints/step-{other:08} is taken, whose weights are not the best ones");
+        assert!(said.ends_with(&taken), "{said}");
     }
 }

@@ -4,6 +4,7 @@ use super::{fetch, out, say, study, train::check_kind};
 use crate::config::load;
 use crate::data::derive::{derive, Amounts};
 use crate::data::prepare::{open_verified, prepare, prepared_folder, SplitCounts};
+use crate::experiments::parent::Parent;
 use crate::experiments::{self, Finished};
 use crate::table::align;
 use anyhow::{bail, Result};
@@ -66,7 +67,7 @@ pub fn run(command: DataCommand) -> Result<Finished> {
         DataCommand::Prepare { config, overrides } => {
             let (config, origins) = load::load(&config, &overrides)?;
             check_kind(&config, &origins, false)?;
-            let prepared = prepare(&config.data, None)?;
+            let prepared = prepare(&config.data, Parent::tokenizer_of(&config)?.as_deref())?;
             let meta = &prepared.meta;
             let row =
                 |name: &str, c: &SplitCounts| vec![name.to_string(), c.documents.to_string(), c.tokens.to_string(), c.bytes.to_string()];
@@ -83,7 +84,7 @@ pub fn run(command: DataCommand) -> Result<Finished> {
         DataCommand::Verify { config, overrides } => {
             let (config, origins) = load::load(&config, &overrides)?;
             check_kind(&config, &origins, false)?;
-            let folder = prepared_folder(&config.data, None)?;
+            let folder = prepared_folder(&config.data, Parent::tokenizer_of(&config)?.as_deref())?;
             if !folder.exists() {
                 bail!("{}: not prepared yet (linformer data prepare)", folder.display());
             }

@@ -309,7 +309,7 @@ fn run(command: Command) -> Result<Finished> {
             out(&experiments::replay::run(&incident, precision)?)?;
             Ok(Finished::Done(Value::Null))
         }
-        Command::Efficiency { config, overrides, cell } => efficiency(&config, &overrides, cell.as_deref()),
+        Command::Efficiency { config, overrides, cell } => panics::catch(|| efficiency(&config, &overrides, cell.as_deref())),
         Command::Spectrum(args) => printed(panics::catch(|| study::spectrum(args))?),
         Command::Theorems(args) => printed(panics::catch(|| study::theorems(args))?),
         Command::Shift(args) => printed(panics::catch(|| study::shift(args))?),
@@ -318,7 +318,9 @@ fn run(command: Command) -> Result<Finished> {
         Command::Embed(args) => done(serve::embed(args)),
         Command::Evaluate(args) => done(serve::evaluate(args)),
         Command::Report { dirs, out } => report(&dirs, out),
-        Command::Info { config, overrides, mfu, peak_tflops, cluster } => info(&config, &overrides, mfu, peak_tflops, cluster),
+        Command::Info { config, overrides, mfu, peak_tflops, cluster } => {
+            panics::catch(|| info(&config, &overrides, mfu, peak_tflops, cluster))
+        }
         Command::Import(args) => exchange::import(&args),
         Command::Export(args) => exchange::export(&args),
         Command::Collectives(args) => ranks::collectives(&args),
@@ -362,15 +364,20 @@ fn efficiency(config: &Path, overrides: &[String], cell: Option<&str>) -> Result
 }
 
 fn report(dirs: &[PathBuf], folder: Option<PathBuf>) -> Result<Finished> {
+    let runs = Report::read(dirs);
     if let ([dir], None) = (dirs, &folder) {
-        if experiments::study::is_study(dir) {
+        let is_study = experiments::study::is_study(dir);
+        if is_study && runs.is_err() {
             out(&experiments::study::write(dir)?)?;
             say(&format!("written: {}", dir.join("report.html").display()));
             return Ok(Finished::Done(Value::Null));
         }
+        if is_study {
+            say(&format!("{}: a report of its runs; results of measurements below it are reported where no runs are", dir.display()));
+        }
     }
     let folder = folder.or_else(|| dirs.first().cloned()).context("no folder given")?;
-    let text = Report::read(dirs)?.write(&folder)?;
+    let text = runs?.write(&folder)?;
     out(&text)?;
     say(&format!("written: {}", folder.join("report.html").display()));
     Ok(Finished::Done(Value::Null))

@@ -362,6 +362,21 @@ impl Train {
     }
 }
 
+impl Config {
+    /// With `train.batch_tokens` as the sequences of the whole length that it holds, in as many micro-batches. (Shorter ones are
+    /// more, each with its k rows in a Linformer.)
+    pub fn in_whole_sequences(&self) -> Self {
+        let mut config = self.clone();
+        let train = &mut config.train;
+        if let Some(tokens) = train.batch_tokens.take() {
+            let micro_batches = train.batch_size.div_ceil(train.micro_batch());
+            train.batch_size = (tokens / config.data.sequence_length.max(1) as usize).max(1);
+            train.micro_batch_size = train.micro_batch_size.map(|_| train.batch_size.div_ceil(micro_batches));
+        }
+        config
+    }
+}
+
 /// Where it runs and what it starts from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]

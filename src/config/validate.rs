@@ -34,6 +34,7 @@ impl Config {
         at_least(origins, "data.sequence_length", data.sequence_length, 4)?;
         at_most(origins, "data.sequence_length", data.sequence_length, LARGEST_DIMENSION)?;
         at_least(origins, "data.tokenizer_sample_mib", data.tokenizer_sample_mib as i64, 1)?;
+        at_most(origins, "data.vocab_size", data.vocab_size.try_into().unwrap_or(i64::MAX), LARGEST_VOCABULARY)?;
         match data.short_sequence_length {
             Some(short) if short < 4 || short > data.sequence_length => {
                 return Err(origins.error(
@@ -305,6 +306,8 @@ fn at_least(origins: &Origins, key: &str, found: i64, least: i64) -> Checked {
 /// What no model has and no machine holds: a mistake in the file, found before anything is counted or allocated.
 const LARGEST_DIMENSION: i64 = 1 << 26;
 const MOST_LAYERS: i64 = 10_000;
+/// A tokenizer's trainer takes memory for all of it before it begins.
+const LARGEST_VOCABULARY: i64 = 1 << 24;
 const MOST_THREADS: i64 = 1024;
 
 fn at_most(origins: &Origins, key: &str, found: i64, most: i64) -> Checked {

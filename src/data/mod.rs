@@ -2,7 +2,7 @@
 //!
 //! [`readers`] reads files of every kind as a stream, [`corpus`] lists those of a corpus, [`documents`](mod@documents) makes documents of them,
 //! [`tokenizer`] turns text into ids, [`token_file`] and [`tokens`] are the token files, [`prepare`](mod@prepare) makes them
-//! from a corpus once, [`masking`] and [`pretraining`] draw masked sequences from them in the [`order`] of an epoch; [`tasks`] is the table of
+//! from a corpus once (`once`), [`masking`] and [`pretraining`] draw masked sequences from them in the [`order`] of an epoch; [`tasks`] is the table of
 //! fine-tuning tasks, [`derive`](mod@derive) makes two of them from a corpus, [`buckets`] says which of their rows make a batch;
 //! [`loader`] makes batches in the background.
 
@@ -16,6 +16,7 @@ pub mod fetch;
 pub mod listops;
 pub mod loader;
 pub mod masking;
+mod once;
 pub mod order;
 pub mod prepare;
 pub mod pretraining;
@@ -45,7 +46,7 @@ pub enum DataError {
     Unclosed { path: PathBuf, line: usize },
     #[error("{path}: line {line}: {message}")]
     TooLong { path: PathBuf, line: usize, message: String },
-    #[error("data.cache_dir: {path}: {source}; prepared corpora are written there: give a folder that can be written")]
+    #[error("data.cache_dir: {path}: {source}; prepared corpora and tasks are written there: give a folder that can be written")]
     Cache { path: PathBuf, source: std::io::Error },
     #[error("data.corpus: {path}: {source}; expected a file, a folder or a glob (paths are relative to the working directory)")]
     Corpus { path: PathBuf, source: std::io::Error },

@@ -5,17 +5,17 @@
 
 use super::corpus::{files, no_text, CorpusFile};
 use super::documents::{documents, Counts, Document};
+use super::once::made_once;
 use super::token_file::{Origin, Totals};
 use super::tokenizer::{pieces, Kind, Tokenizer};
 use super::tokens::{lines_name, shard_name, SplitWriter, Tokens, SHARD_TOKENS};
 use super::DataError;
 use crate::config::{Data, Sampling};
 use crate::digest::hex;
-use crate::durable::{publish, seal, verify, MANIFEST};
+use crate::durable::verify;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::time::UNIX_EPOCH;
@@ -70,9 +70,7 @@ pub struct Prepared {
 /// `tokenizer` is a checkpoint's, to be used instead of the config's.
 pub fn prepare(data: &Data, tokenizer: Option<&Path>) -> Result<Prepared, DataError> {
     let job = Job::new(data, tokenizer)?;
-    if !job.folder.join(MANIFEST).exists() {
-        job.write()?;
-    }
+    made_once(&job.folder, FORMAT, |aside| Ok(job.write_into(aside)?.file_names()))?;
     open(&job.folder)
 }
 
@@ -161,34 +159,7 @@ impl<'a> Job<'a> {
         Ok(Self { data, tokenizer, paths, files, settings, folder })
     }
 
-    /// One process at a time: another that wants the same waits, and finds it made.
-    fn write(&self) -> Result<(), DataError> {
-        let (aside, lock) = (self.folder.with_extension("tmp"), self.folder.with_extension("lock"));
-        std::fs::create_dir_all(&self.data.cache_dir).map_err(|e| self.cache_error(e))?;
-        let held = File::create(&lock).map_err(|e| self.cache_error(e))?;
-        held.lock().map_err(DataError::io(&lock))?;
-        if self.folder.join(MANIFEST).exists() {
-            return Ok(());
-        }
-        let result = self.write_into(&aside).and_then(|meta| {
-            let names = meta.file_names();
-            let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            seal(&aside, &names, FORMAT).map_err(|(path, source)| DataError::Io { path, source })?;
-            publish(&aside, &self.folder).map_err(DataError::io(&self.folder))
-        });
-        if result.is_err() {
-            let _ = std::fs::remove_dir_all(&aside);
-        }
-        result
-    }
-
-    fn cache_error(&self, source: std::io::Error) -> DataError {
-        DataError::Cache { path: self.data.cache_dir.clone(), source }
-    }
-
     fn write_into(&self, aside: &Path) -> Result<Meta, DataError> {
-        let _ = std::fs::remove_dir_all(aside);
-        std::fs::create_dir_all(aside).map_err(|e| self.cache_error(e))?;
         let tokenizer = self.make_tokenizer()?;
         let json = tokenizer.to_json()?;
         let save = |name: &str, text: &str| std::fs::write(aside.join(name), text).map_err(DataError::io(aside.join(name)));

@@ -27,6 +27,11 @@ impl Estimate {
         Some((self.mean - half, self.mean + half))
     }
 
+    /// Standard deviation of the values; None for one value.
+    pub fn deviation(&self) -> Option<f64> {
+        Some(self.se? * (self.count as f64).sqrt())
+    }
+
     /// `0.0123 ± 0.0004`, with the standard error.
     pub fn text(&self, digits: usize) -> String {
         match self.se {
@@ -51,7 +56,7 @@ impl Test {
     pub fn paired(a: &[f64], b: &[f64]) -> Option<Self> {
         let differences: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
         let difference = Estimate::of(&differences)?;
-        let se = difference.se.filter(|se| *se > 0.0)?;
+        let se = difference.se.filter(|se| *se > rounding(a.iter().chain(b)))?;
         Some(Self::new(difference, se, differences.len() as f64 - 1.0))
     }
 
@@ -60,7 +65,7 @@ impl Test {
         let (x, y) = (Estimate::of(a)?, Estimate::of(b)?);
         let (u, v) = (x.se?.powi(2), y.se?.powi(2));
         let se = (u + v).sqrt();
-        if se == 0.0 {
+        if se <= rounding(a.iter().chain(b)) {
             return None;
         }
         let degrees = (u + v).powi(2) / (u * u / (a.len() as f64 - 1.0) + v * v / (b.len() as f64 - 1.0));
@@ -78,6 +83,11 @@ impl Test {
         let half = self.difference.se.unwrap_or(0.0) * t_quantile(0.975, self.degrees);
         (self.difference.mean - half, self.difference.mean + half)
     }
+}
+
+/// What numbers of the size of these differ by though they are meant to be one: a spread that is no more is none.
+fn rounding<'a>(values: impl Iterator<Item = &'a f64>) -> f64 {
+    1e-12 * values.fold(0.0f64, |largest, v| largest.max(v.abs()))
 }
 
 /// P(|T| > |t|) of Student's t.
@@ -211,5 +221,9 @@ mod tests {
         assert_eq!(Estimate::of(&[3.0]).unwrap().se, None);
         assert_eq!(Test::paired(&[1.0], &[2.0]), None);
         assert_eq!(Test::paired(&[1.0, 2.0], &[0.0, 1.0]), None, "differences without any spread have no t");
+        // The same differences, but for what rounding makes of them.
+        assert_eq!(Test::paired(&[0.80, 0.83], &[0.77, 0.80]), None);
+        assert_eq!(Test::paired(&[0.59; 3], &[0.41; 3]), None);
+        assert_eq!(Test::welch(&[0.1 + 0.2, 0.3], &[0.1, 0.1]), None);
     }
 }

@@ -246,10 +246,13 @@ fn total_steps(config: &Config, origins: &Origins, data: &TaskData) -> Result<u6
 
 fn summary(name: &str, config: &Config, task: &Finetune, parameters: &Parameters, outcome: &Outcome, total_steps: u64) -> Value {
     let truth = task.scored.first().map(Rows::labels).unwrap_or_default();
-    let best = outcome.state.best().filter(|b| b.score.is_some());
     let lines = jsonl::read(&setup::run_dir(config, name).join("metrics.jsonl")).unwrap_or_default();
-    let scores = best.and_then(|b| scores_at(&lines, b.step));
-    let reported = scores.as_ref().map(|s| s[REPORTED_ON].clone());
+    // The checkpoint that stands for the run, whether or not its score is defined.
+    let chosen = outcome.state.best();
+    let evaluated = chosen.and_then(|b| scores_at(&lines, b.step));
+    let best = chosen.filter(|b| b.score.is_some());
+    let scores = best.and(evaluated.as_ref());
+    let reported = scores.map(|s| s[REPORTED_ON].clone());
     let splits: Map<String, Value> =
         [&task.data.rows].into_iter().chain(&task.scored).map(|r| (r.meta.name.clone(), json!(r.meta))).collect();
     json!({
@@ -263,7 +266,8 @@ fn summary(name: &str, config: &Config, task: &Finetune, parameters: &Parameters
         "scores": scores,
         // The value is of the half that chose; this half chose nothing.
         "reported_value": reported,
-        "constant_prediction": outcome.last.as_ref().and_then(|e| e.record.get("constant_prediction")) == Some(1.0),
+        // Null: it was not logged.
+        "constant_prediction": evaluated.as_ref().map(|s| s["constant_prediction"].as_f64() == Some(1.0)),
         "majority": if task.spec.is_regression() { None } else { majority_share(&truth) },
         "train_rows": task.data.rows.len(),
         "dev_rows": truth.len(),

@@ -2,7 +2,7 @@
 
 use super::parent::Parent;
 use crate::config::validate::parse_device;
-use crate::config::{Backend, Config, Model, Origins};
+use crate::config::{Backend, Config, Model, Origins, Train};
 use crate::data::tokenizer::{Kind as TokenizerKind, Tokenizer};
 use crate::log::progress::{duration, thousands};
 use crate::model::memory::Memory;
@@ -22,6 +22,7 @@ pub struct Speed {
 /// The numbers as text.
 pub fn describe(config: &Config, origins: &Origins, speed: Speed) -> Result<String> {
     let model = resolved(config, origins)?;
+    let config = &config.in_whole_sequences();
     let train = &config.train;
     let n = config.data.sequence_length;
     let parts = parameters_by_part(&model, if config.data.task.is_some() { Head::Classification } else { Head::MaskedLm });
@@ -29,8 +30,8 @@ pub fn describe(config: &Config, origins: &Origins, speed: Speed) -> Result<Stri
     let predicted = if config.data.task.is_some() { 0.0 } else { config.data.mask_probability };
     let flops = 3.0 * forward_flops_per_token(&model, n, predicted, 1.0);
     let tokens_per_step = train.batch_size as f64 * n as f64;
-    let tokens = tokens_per_step * train.max_steps as f64;
-    let seconds = tokens * flops / (speed.mfu * speed.peak_tflops * 1e12);
+    let (steps, steps_in_words) = steps(train);
+    let tokens = steps.map(|steps| tokens_per_step * steps as f64);
     let mut rows = vec![vec!["quantity".to_string(), "value".into()]];
     let mut add = |name: &str, value: String| rows.push(vec![name.into(), value]);
     for (part, count) in &parts {
@@ -44,9 +45,11 @@ pub fn describe(config: &Config, origins: &Origins, speed: Speed) -> Result<Stri
     add("sequences per step", train.batch_size.to_string());
     add("micro-batches per step", train.batch_size.div_ceil(train.micro_batch()).to_string());
     add("tokens per step", thousands(tokens_per_step));
-    add("steps", thousands(train.max_steps as f64));
-    add("tokens in all", thousands(tokens));
-    add("tokens per parameter", format!("{:.1}", tokens / total as f64));
+    add("steps", steps_in_words);
+    if let Some(tokens) = tokens {
+        add("tokens in all", thousands(tokens));
+        add("tokens per parameter", format!("{:.1}", tokens / total as f64));
+    }
     let unfused = unfused(config, &model);
     add("blocks of our own", if unfused.is_empty() { "everywhere".into() } else { "except below".into() });
     unfused.iter().for_each(|part| add("by libtorch's operations", part.to_string()));
@@ -62,8 +65,19 @@ pub fn describe(config: &Config, origins: &Origins, speed: Speed) -> Result<Stri
     add("memory: an evaluation", mebibytes(memory.evaluation));
     add("memory: a checkpoint being written", mebibytes(memory.checkpoint));
     add("memory at the peak, on a CPU", mebibytes(memory.peak(train)));
-    add(&format!("time at MFU {} of {} TFLOP/s", speed.mfu, speed.peak_tflops), duration(seconds));
+    if let Some(tokens) = tokens {
+        let seconds = tokens * flops / (speed.mfu * speed.peak_tflops * 1e12);
+        add(&format!("time at MFU {} of {} TFLOP/s", speed.mfu, speed.peak_tflops), duration(seconds));
+    }
     Ok(align(rows))
+}
+
+/// The steps, where the config says how many, and what is to be said of them: those of epochs are counted on the training rows.
+pub(super) fn steps(train: &Train) -> (Option<u64>, String) {
+    match train.max_epochs {
+        None => (Some(train.max_steps), thousands(train.max_steps as f64)),
+        Some(epochs) => (None, format!("those of {epochs} epochs: not known before the data is read")),
+    }
 }
 
 /// The model with its vocabulary and positions: the checkpoint's, or what config and tokenizer file say.

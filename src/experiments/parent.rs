@@ -3,16 +3,19 @@
 
 use crate::config::load::{usage, Raw};
 use crate::config::precision::prefer_fast;
-use crate::config::{Config, Model, Origins};
+use crate::config::{Config, Data, Model, Origins};
+use crate::data::prepare::{open, prepare, prepared_folder, Prepared};
+use crate::data::tokenizer::Tokenizer;
 use crate::digest::{file_sha256, sha256};
 use crate::exchange::import::{self, From, Imported, Request};
-use crate::exchange::source::Source;
+use crate::exchange::source::{read_json, Source};
 use crate::model::weights::Select;
 use crate::model::Parameters;
 use crate::train::checkpoint::{step_name, Checkpoint};
-use crate::train::run::{is_checkpoint, read_config, run_of};
+use crate::train::run::{is_checkpoint, read_config, read_summary, run_of};
 use anyhow::{bail, Context, Result};
 use serde_json::Value;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Keys of a checkpoint's model that a later run may set anew: they change no weight.
@@ -77,6 +80,12 @@ impl Parent {
         config.run.init_from.as_deref().map(|path| Self::open(path).context("run.init_from")).transpose()
     }
 
+    /// The tokenizer of `run.init_from`, which a run of this config uses instead of its own; None if it does not start from
+    /// another run.
+    pub fn tokenizer_of(config: &Config) -> Result<Option<PathBuf>> {
+        Ok(Self::find(config)?.map(|parent| parent.tokenizer))
+    }
+
     /// A run's folder or one of its checkpoints, or a Hugging Face checkpoint; the run stands for its best checkpoint if it was
     /// a fine-tuning run, else for its newest.
     pub fn open(path: &Path) -> Result<Self> {
@@ -88,17 +97,9 @@ impl Parent {
             return Ok(Self { tokenizer: run.clone(), run, model: imported.model.clone(), weights: Weights::HuggingFace(imported) });
         }
         let theirs = read_config(&run).context("expected the folder of a run or of one of its checkpoints")?;
-        let checkpoint = if is_checkpoint(path) {
-            Checkpoint::open(path)?
-        } else {
-            let checkpoints = run.join("checkpoints");
-            let (newest, damaged) = Checkpoint::latest(&checkpoints);
-            let Some(newest) = newest else {
-                let why = damaged.first().map(|d| format!("; {d}")).unwrap_or_default();
-                bail!("{}: no valid checkpoint{why}", run.display());
-            };
-            let best = newest.state.best().filter(|_| theirs.data.task.is_some());
-            best.and_then(|b| Checkpoint::open(&checkpoints.join(step_name(b.step))).ok()).unwrap_or(newest)
+        let checkpoint = match is_checkpoint(path) {
+            true => Checkpoint::open(path)?,
+            false => choose(&run, theirs.data.task.is_some())?,
         };
         Ok(Self { tokenizer: run.join("tokenizer.json"), run, model: theirs.model, weights: Weights::Checkpoint(Box::new(checkpoint)) })
     }
@@ -179,6 +180,70 @@ impl Parent {
             }
         }
     }
+}
+
+/// A run's best checkpoint if `wants_best`, else its newest. Those that are damaged are named on stderr and passed over.
+fn choose(run: &Path, wants_best: bool) -> Result<Checkpoint> {
+    let checkpoints = run.join("checkpoints");
+    let (newest, mut damaged) = Checkpoint::latest(&checkpoints);
+    let Some(newest) = newest else {
+        let why: String = damaged.iter().map(|text| format!("; {text}")).collect();
+        bail!("{}: no valid checkpoint{why}", run.display());
+    };
+    // The newest that is left may be older than the best: the summary of a run that is done knows which one that was.
+    let best_of_all = read_summary(run).and_then(|summary| summary["best_step"].as_u64());
+    let best_so_far = newest.state.best.iter().map(|best| best.step);
+    let wanted: Vec<u64> = best_of_all.into_iter().chain(best_so_far).filter(|_| wants_best).collect();
+    let best = wanted.iter().find_map(|step| {
+        let opened = Checkpoint::open(&checkpoints.join(step_name(*step)));
+        opened.inspect_err(|error| damaged.push(error.to_string())).ok()
+    });
+    let taken = best.unwrap_or(newest);
+    let is_worse = wanted.first().is_some_and(|step| *step != taken.state.step);
+    let worse = if is_worse { ", whose weights are not the best ones" } else { "" };
+    // One that is both the newest and the best was tried twice.
+    damaged.sort();
+    damaged.dedup();
+    for text in damaged {
+        let place = taken.folder.display();
+        let _ = writeln!(std::io::stderr(), "linformer: warning: passed over a checkpoint: {text}; {place} is taken{worse}");
+    }
+    Ok(taken)
+}
+
+/// The corpus of `data` in the tokens of a model's tokenizer: one that the config trains is another one as soon as the corpus
+/// has changed, and its ids mean nothing to the model's weights.
+pub fn prepare_with(tokenizer: &Path, data: &Data) -> Result<Prepared> {
+    if !tokenizer.exists() {
+        return prepare_as_recorded(tokenizer, data);
+    }
+    // What the run itself prepared stands under its config's tokenizer, which need not be here any more if it is a file.
+    if let Ok(folder) = prepared_folder(data, None) {
+        let theirs = Tokenizer::load(&folder.join("tokenizer.json")).and_then(|theirs| theirs.identity()).ok();
+        if theirs.is_some() && theirs == Some(Tokenizer::load(tokenizer)?.identity()?) {
+            if let Ok(prepared) = open(&folder) {
+                return Ok(prepared);
+            }
+        }
+    }
+    Ok(prepare(data, Some(tokenizer))?)
+}
+
+/// Of a run whose tokenizer was taken away: the config has to make the very one that the run noted when it began.
+fn prepare_as_recorded(tokenizer: &Path, data: &Data) -> Result<Prepared> {
+    let missing = || format!("{}: not here", tokenizer.display());
+    let inputs = read_json(&tokenizer.with_file_name("inputs.json")).with_context(missing)?;
+    let was = inputs.get("tokenizer").and_then(Value::as_str).unwrap_or("none");
+    let prepared = prepare(data, None)?;
+    let now = sha256(prepared.tokenizer.identity()?.as_bytes());
+    if was != now {
+        bail!(
+            "{}, and data.tokenizer={} now makes one with SHA-256 {now:.12}..., expected {was:.12}... as in inputs.json: put the run's tokenizer back",
+            missing(),
+            data.tokenizer
+        );
+    }
+    Ok(prepared)
 }
 
 fn leaves(value: &Value, prefix: &str) -> Vec<String> {

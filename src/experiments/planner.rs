@@ -3,7 +3,7 @@
 //! Data-parallel: every GPU holds the whole model, its gradients and its optimizer state, and takes a share of each step's
 //! sequences. Days are products over (MFU x peak x GPUs): the MFU is yours to state, measure it first.
 
-use super::info::{activation_bytes, resolved};
+use super::info::{activation_bytes, resolved, steps};
 use crate::config::{AttentionBackend, AttentionKind, Config, Model, Origins};
 use crate::log::progress::thousands;
 use crate::model::size::{forward_flops_per_token, parameters_by_part, Head};
@@ -78,6 +78,7 @@ fn score_bytes(config: &Config, model: &Model) -> f64 {
 /// The plan as text.
 pub fn plan(config: &Config, origins: &Origins, cluster: &Cluster, mfu: f64) -> Result<String> {
     let model = resolved(config, origins)?;
+    let config = &config.in_whole_sequences();
     let train = &config.train;
     let n = config.data.sequence_length;
     let of_task = config.data.task.is_some();
@@ -85,8 +86,8 @@ pub fn plan(config: &Config, origins: &Origins, cluster: &Cluster, mfu: f64) -> 
     let parameters: f64 = parts.iter().map(|(_, count)| *count as f64).sum();
     let flops_per_token = 3.0 * forward_flops_per_token(&model, n, if of_task { 0.0 } else { config.data.mask_probability }, 1.0);
     let (batch, gpus) = (train.batch_size as f64, f64::from(cluster.count));
-    let tokens = batch * n as f64 * train.max_steps as f64;
-    let flops = tokens * flops_per_token;
+    let (steps, steps_in_words) = steps(train);
+    let tokens = steps.map(|steps| batch * n as f64 * steps as f64);
     // Weights, gradients and two moments in fp32.
     let fixed = parameters * 16.0;
     let per_sequence = activation_bytes(config, &model, 1.0) + score_bytes(config, &model);
@@ -98,14 +99,13 @@ pub fn plan(config: &Config, origins: &Origins, cluster: &Cluster, mfu: f64) -> 
     let mut add = |name: &str, value: String| rows.push(vec![name.into(), value]);
     add("cluster", format!("{} x {} ({} TFLOP/s, {} GiB)", cluster.count, cluster.name, cluster.peak_tflops, cluster.gib));
     add("parameters", thousands(parameters));
-    add(
-        "steps",
-        if train.max_epochs.is_some() { "by train.max_epochs: unknown without the data".into() } else { thousands(train.max_steps as f64) },
-    );
+    add("steps", steps_in_words);
     add("sequences a step", thousands(batch));
     add("tokens a step", thousands(batch * n as f64));
-    add("tokens in all", thousands(tokens));
-    add("training FLOPs in all", format!("{flops:.3e}"));
+    if let Some(tokens) = tokens {
+        add("tokens in all", thousands(tokens));
+        add("training FLOPs in all", format!("{:.3e}", tokens * flops_per_token));
+    }
     add("sequences a GPU and step", thousands(share));
     add("weights, gradients and Adam state a GPU", gibibytes(fixed));
     add("activations of one sequence, about", gibibytes(per_sequence));
@@ -117,8 +117,11 @@ pub fn plan(config: &Config, origins: &Origins, cluster: &Cluster, mfu: f64) -> 
         add("train.micro_batch_size that fits", "out of memory: not one sequence".into());
     }
     add(&format!("tokens/s at MFU {mfu}"), thousands(speed / flops_per_token));
-    add(&format!("days at MFU {mfu}"), format!("{:.2}", flops / speed / 86400.0));
-    add("GPU-hours", thousands(flops / speed * gpus / 3600.0));
+    if let Some(tokens) = tokens {
+        let seconds = tokens * flops_per_token / speed;
+        add(&format!("days at MFU {mfu}"), format!("{:.2}", seconds / 86400.0));
+        add("GPU-hours", thousands(seconds * gpus / 3600.0));
+    }
     Ok(align(rows))
 }
 

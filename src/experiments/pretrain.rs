@@ -1,6 +1,6 @@
 //! Masked-LM pretraining (paper, section 5.1, Figure 3).
 
-use super::parent::Parent;
+use super::parent::{prepare_with, Parent};
 use super::setup::{self, Job};
 use super::{Finished, Start};
 use crate::config::{load, Config, Origins};
@@ -203,11 +203,8 @@ pub fn run(mut config: Config, origins: &Origins, start: Start) -> Result<Finish
 /// None: broken off.
 pub fn evaluate(model: &Path, mut config: Config, origins: &Origins, other: Option<&Path>, interrupt: &Interrupt) -> Result<Option<Value>> {
     let parent = Parent::open(model)?;
-    // A run that trained its own tokenizer finds its prepared corpus again under the tokenizer's name.
-    let mut brought = config.run.init_from.is_some() || parent.checkpoint().is_none();
     if let Some(other) = other {
         config.data = load::load(other, &[])?.0.data;
-        brought = true;
     }
     if config.data.corpus.as_ref().is_none_or(|corpus| corpus.paths().is_empty()) {
         bail!("{}: no corpus to evaluate on; give a config file that has data.corpus", other.unwrap_or(model).display());
@@ -217,7 +214,7 @@ pub fn evaluate(model: &Path, mut config: Config, origins: &Origins, other: Opti
     }
     let device = setup::device(&config, origins, &World::default())?;
     config.model = parent.model.clone();
-    let prepared = prepare(&config.data, brought.then_some(parent.tokenizer.as_path()))?;
+    let prepared = prepare_with(&parent.tokenizer, &config.data)?;
     setup::resolve_model(&mut config, origins, &prepared.tokenizer)?;
     let (corpus, meta) = (config.data.corpus.clone(), prepared.meta.clone());
     let mut parameters = Parameters::uninitialised(device);

@@ -1,13 +1,12 @@
 //! A model and real sequences to look at its attention with: what [`super::spectrum`], [`super::theorems`] and [`super::shift`]
 //! share.
 
-use super::parent::Parent;
+use super::parent::{prepare_with, Parent};
 use super::setup;
 use crate::config::{AttentionKind, Config, Model, Origins};
 use crate::data::corpus::files;
 use crate::data::documents::documents;
 use crate::data::masking::{Masking, Target};
-use crate::data::prepare::prepare;
 use crate::data::tasks::prepared::{prepare as prepare_task, Settings};
 use crate::data::tasks::TaskSpec;
 use crate::data::tokenizer::Tokenizer;
@@ -34,6 +33,8 @@ pub struct Subject {
     /// Of a pretrained model that was opened with it.
     pub head: Option<MaskedLmHead>,
     pub tokenizer: Tokenizer,
+    /// Where that is: a file, or a folder that holds one.
+    tokenizer_path: PathBuf,
     config: Config,
     pub device: Device,
 }
@@ -97,6 +98,7 @@ impl Subject {
             name: if untrained.is_some() { format!("{name} (untrained)") } else { name },
             tokenizer: Tokenizer::load(&parent.tokenizer)?,
             checkpoint: untrained.is_none().then(|| parent.place().to_path_buf()),
+            tokenizer_path: parent.tokenizer,
             model: parent.model,
             encoder,
             head,
@@ -139,8 +141,7 @@ impl Subject {
 
     /// The validation documents of the corpus that the model was pretrained on.
     fn of_corpus(&self, length: usize) -> Result<(String, Vec<Vec<u32>>)> {
-        let parent = Parent::find(&self.config)?;
-        let prepared = prepare(&self.config.data, parent.as_ref().map(|p| p.tokenizer.as_path()))
+        let prepared = prepare_with(&self.tokenizer_path, &self.config.data)
             .context("the text that the model was pretrained on is not here; name other text with --data")?;
         let tokens = &prepared.validation;
         let cls = self.tokenizer.special.cls;

@@ -52,8 +52,12 @@ pub fn run(incident: &Path, precision: Option<Precision>) -> Result<String> {
     let gradients: Vec<Seen> =
         parameters.trainable().map(|p| (&p.name, p.tensor.grad())).filter(|(_, g)| g.defined()).map(|(n, g)| Seen::new(n, &g)).collect();
     let first = watch.first_bad().map_or("every module's output is finite".to_string(), |s| format!("first not finite: {}", s.module));
+    let other_mask = match config.run.device.starts_with("cuda") && config.model.hidden_dropout_prob > 0.0 {
+        true => "; on the CPU: what dropout took away is not what it took on the GPU",
+        false => "",
+    };
     Ok(format!(
-        "step {}, recorded: {} in {}; {}: loss {loss}, {first}\n\n{}\n{}",
+        "step {}, recorded: {} in {}; {}: loss {loss}, {first}{other_mask}\n\n{}\n{}",
         recorded.step,
         recorded.what,
         recorded.place,
@@ -67,7 +71,7 @@ fn parse<T: DeserializeOwned>(batch: serde_json::Value) -> serde_json::Result<T>
     serde_json::from_value(batch)
 }
 
-/// The whole batch in one forward pass: dropout does not depend on the cut into micro-batches.
+/// The whole batch in one forward pass on the CPU: dropout does not depend on the cut into micro-batches there.
 fn pretrain(config: &Config, parameters: &mut Parameters, batch: MlmBatch) -> Forward {
     let encoder = Encoder::new(parameters, &config.model);
     let head = MaskedLmHead::new(parameters, &config.model, encoder.word_embeddings());

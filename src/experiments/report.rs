@@ -1,15 +1,15 @@
 //! One table, plots and a page from the folders of finished runs.
 
 use super::paper::FIGURE_3;
-use super::runs::folders_below;
+use super::runs::{differing, find, folders_below, has_halves, of_defined, over_seeds, reported_score, scored_rows, settings, OF_HALVES};
 use crate::durable::replace;
-use crate::eval::mean_and_deviation;
+use crate::exchange::source::read_json;
 use crate::log::jsonl;
 use crate::log::plot::{BarChart, Chart, LineChart, Series};
 use crate::log::progress::thousands;
 use crate::log::tensorboard::EventFile;
 use crate::table::align;
-use crate::train::run::read_summary;
+use crate::train::run::{is_setting, read_config, read_summary};
 use anyhow::{bail, Context, Result};
 use serde_json::{json, Map, Value};
 use std::collections::BTreeMap;
@@ -20,9 +20,28 @@ use std::path::{Path, PathBuf};
 struct Run {
     dir: PathBuf,
     summary: Value,
+    /// What must be alike for two runs to be seeds of one thing.
+    settings: Map<String, Value>,
 }
 
 impl Run {
+    fn read(dir: PathBuf, summary: Value) -> Self {
+        // Through the type: keys that its program did not know had their defaults. A config of another program's is taken as it stands.
+        let as_it_stands = || read_json(&dir.join("config.json")).map(Value::Object).unwrap_or_default();
+        let config = read_config(&dir).ok().and_then(|config| serde_json::to_value(config).ok()).unwrap_or_else(as_it_stands);
+        let mut settings = settings(&config);
+        // By the evaluations there are, a checkpoint is chosen.
+        let chooses = |key: &str| ["train.eval_every", "train.early_stopping_patience"].contains(&key);
+        settings.retain(|key, _| is_setting(key) || chooses(key));
+        settings.shift_remove("train.seed");
+        for key in ["run.init_from", "run.projections_from"] {
+            if let Some(Value::String(path)) = settings.get_mut(key) {
+                *path = without_seed(path);
+            }
+        }
+        Self { dir, summary, settings }
+    }
+
     fn text(&self, key: &str) -> String {
         self.summary[key].as_str().unwrap_or_default().into()
     }
@@ -33,9 +52,7 @@ impl Run {
 
     /// The name without its seed.
     fn group(&self) -> String {
-        let name = self.text("name");
-        let parts: Vec<&str> = name.split('_').filter(|part| !part.starts_with("seed=")).collect();
-        parts.join("_")
+        without_seed(&self.text("name"))
     }
 
     fn curve(&self, split: &str, x: &str, y: &str) -> Vec<(f64, f64)> {
@@ -46,15 +63,21 @@ impl Run {
     }
 }
 
-/// One line of the table: a pretrained model (over its seeds) and what came of it.
+/// One line of the table: a pretrained model (over its seeds) and what came of it. A value is None where it is not defined.
 struct Line {
     name: String,
     model: Value,
-    perplexities: Vec<f64>,
+    perplexities: Vec<Option<f64>>,
     unigram: Option<f64>,
-    speeds: Vec<f64>,
+    speeds: Vec<Option<f64>>,
     /// Scores by task.
-    scores: BTreeMap<String, Vec<f64>>,
+    scores: BTreeMap<String, Vec<Option<f64>>>,
+}
+
+impl Line {
+    fn has_undefined(&self) -> bool {
+        self.perplexities.iter().chain(self.scores.values().flatten()).any(Option::is_none)
+    }
 }
 
 /// Everything a report says.
@@ -63,6 +86,8 @@ pub struct Report {
     lines: Vec<Line>,
     /// Tasks with their metric and the share of the commonest class.
     tasks: BTreeMap<String, (String, Option<f64>)>,
+    /// Runs without a summary: broken off, failed, or at work.
+    unfinished: Vec<PathBuf>,
 }
 
 impl Report {
@@ -70,7 +95,8 @@ impl Report {
     pub fn read(dirs: &[PathBuf]) -> Result<Self> {
         let finished = |dir: &Path| read_summary(dir).filter(|s| s["kind"].is_string());
         let folders = folders_below(dirs, &|dir| finished(dir).is_some())?;
-        let runs: Vec<Run> = folders.into_iter().filter_map(|dir| Some(Run { summary: finished(&dir)?, dir })).collect();
+        let with_summary = folders.into_iter().filter_map(|dir| Some((finished(&dir)?, dir)));
+        let runs: Vec<Run> = with_summary.map(|(summary, dir)| Run::read(dir, summary)).collect();
         if runs.is_empty() {
             let all = dirs.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(", ");
             bail!("{all}: no finished run (a folder with summary.json) is here");
@@ -81,7 +107,8 @@ impl Report {
             .map(|r| (r.text("task"), (r.text("metric"), r.number("majority"))))
             .collect();
         let lines = lines(&runs);
-        Ok(Self { runs, lines, tasks })
+        let unfinished = find(dirs)?.into_iter().map(|run| run.path).filter(|path| !runs.iter().any(|r| r.dir == *path)).collect();
+        Ok(Self { runs, lines, tasks, unfinished })
     }
 
     /// Writes `report.html`, plots, `table.csv` and `table.json` into `out`, and gives the table as text.
@@ -121,9 +148,9 @@ impl Report {
         for line in &self.lines {
             let k = line.model["k"].as_str().unwrap_or("-").to_string();
             let parameters = line.model["parameters"].as_f64().map(thousands).unwrap_or_default();
-            let scores = self.tasks.keys().map(|task| spread(line.scores.get(task), 3));
-            let head = [line.name.clone(), k, parameters, spread(Some(&line.perplexities), 2)];
-            rows.push(head.into_iter().chain(scores).chain([spread(Some(&line.speeds), 0)]).collect());
+            let scores = self.tasks.keys().map(|task| cell(line.scores.get(task).map(Vec::as_slice).unwrap_or_default(), 3));
+            let head = [line.name.clone(), k, parameters, cell(&line.perplexities, 2)];
+            rows.push(head.into_iter().chain(scores).chain([cell(&line.speeds, 0)]).collect());
         }
         let reference = |name: &str, perplexity: Option<f64>, score: &dyn Fn(&Option<f64>) -> String| -> Vec<String> {
             let perplexity = perplexity.map_or_else(|| "-".into(), |p| format!("{p:.2}"));
@@ -153,8 +180,10 @@ impl Report {
             "Mean ± standard deviation over seeds."
         };
         let mut notes = vec![spread.to_string()];
-        let number = |key: &str| self.runs.iter().filter_map(|r| r.number(key)).fold(0.0, f64::max);
-        let rows = number("dev_rows");
+        if self.lines.iter().any(Line::has_undefined) {
+            notes.push("Where the value of a seed is undefined, a mean is of the others, in the plots too.".into());
+        }
+        let rows = self.runs.iter().filter_map(|r| scored_rows(&r.summary)).fold(0.0, f64::max);
         if rows > 0.0 {
             let error = (0.16 / rows).sqrt();
             notes.push(format!(
@@ -162,15 +191,30 @@ impl Report {
                 thousands(rows)
             ));
         }
-        let constant: Vec<String> = self.runs.iter().filter(|r| r.summary["constant_prediction"] == true).map(|r| r.text("name")).collect();
+        if self.runs.iter().any(|r| has_halves(&r.summary)) {
+            notes.push(OF_HALVES.into());
+        }
+        // Earlier programs' flag was that of the last evaluation.
+        let is_constant = |r: &&Run| match r.summary["scores"].as_object() {
+            Some(scores) => scores.contains_key("constant_prediction"),
+            None => r.summary["constant_prediction"] == true,
+        };
+        let constant: Vec<String> = self.runs.iter().filter(is_constant).map(|r| r.text("name")).collect();
         if !constant.is_empty() {
-            notes.push(format!("One and the same prediction for every row at the end: {}.", constant.join(", ")));
+            notes.push(format!(
+                "One and the same prediction for every row, at the checkpoint that the value is of: {}.",
+                constant.join(", ")
+            ));
         }
         let mut data: Vec<String> = self.runs.iter().filter(|r| r.text("kind") == "pretrain").map(|r| r.text("data_sha256")).collect();
         data.sort();
         data.dedup();
         if data.len() > 1 {
             notes.push("The runs were pretrained on different data or tokenizers: their perplexities do not compare.".into());
+        }
+        if !self.unfinished.is_empty() {
+            let paths: Vec<String> = self.unfinished.iter().map(|path| path.display().to_string()).collect();
+            notes.push(format!("Not finished, and not in the table: {}.", paths.join(", ")));
         }
         notes.join(" ") + "\n"
     }
@@ -219,7 +263,7 @@ impl Report {
 
     /// Perplexity over that of full attention, against k/n.
     fn perplexity_by_k(&self) -> Option<LineChart> {
-        let mean = |l: &Line| mean_and_deviation(&l.perplexities).map(|m| m.0);
+        let mean = |l: &Line| mean(&l.perplexities);
         let full = self.lines.iter().filter(|l| l.model["attention"] == "full").find_map(mean)?;
         let mut starts: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
         for line in self.lines.iter().filter(|l| l.model["attention"] == "linformer") {
@@ -255,12 +299,8 @@ impl Report {
 
     fn scores(&self) -> Option<BarChart> {
         let lines: Vec<&Line> = self.lines.iter().filter(|l| !l.scores.is_empty()).collect();
-        let groups: Vec<(String, Vec<Option<f64>>)> = lines
-            .iter()
-            .map(|l| {
-                (l.name.clone(), self.tasks.keys().map(|t| l.scores.get(t).and_then(|s| mean_and_deviation(s)).map(|m| m.0)).collect())
-            })
-            .collect();
+        let means = |l: &Line| self.tasks.keys().map(|task| l.scores.get(task).and_then(|scores| mean(scores))).collect();
+        let groups: Vec<(String, Vec<Option<f64>>)> = lines.iter().map(|l| (l.name.clone(), means(l))).collect();
         let metrics: Vec<&str> = self.tasks.values().map(|(metric, _)| metric.as_str()).collect();
         let y = if metrics.iter().all(|m| *m == "accuracy") { "accuracy" } else { "score" };
         (!groups.is_empty()).then(|| BarChart {
@@ -310,39 +350,98 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// `12.30` or `12.30 ± 0.15`; `-` for nothing.
-fn spread(values: Option<&Vec<f64>>, digits: usize) -> String {
-    let number = |v: f64| if digits == 0 { thousands(v) } else { format!("{v:.digits$}") };
-    match values.and_then(|v| mean_and_deviation(v)) {
-        None => "-".into(),
-        Some((mean, None)) => number(mean),
-        Some((mean, Some(deviation))) => format!("{} ± {}", number(mean), number(deviation)),
+fn cell(values: &[Option<f64>], digits: usize) -> String {
+    over_seeds(values, |v| if digits == 0 { thousands(v) } else { format!("{v:.digits$}") })
+}
+
+/// Of what is defined.
+fn mean(values: &[Option<f64>]) -> Option<f64> {
+    of_defined(values).0
+}
+
+/// A run's name or path without the seeds in it: `runs/k/full_seed=0` is `runs/k/full`.
+fn without_seed(path: &str) -> String {
+    let of_name = |name: &str| name.split('_').filter(|part| !part.starts_with("seed=")).collect::<Vec<_>>().join("_");
+    path.split('/').map(of_name).collect::<Vec<_>>().join("/")
+}
+
+/// A run on its way to a line of the table.
+struct Entry<'a> {
+    run: &'a Run,
+    /// Of the line: the folder and the name without the seed, of the run or of its parent.
+    key: String,
+    name: String,
+    settings: Map<String, Value>,
+}
+
+impl<'a> Entry<'a> {
+    fn of(run: &'a Run) -> Self {
+        let key = run.dir.with_file_name(run.group()).display().to_string();
+        Self { run, key, name: run.group(), settings: run.settings.clone() }
+    }
+
+    /// On the line of the model that the run was fine-tuned from, if that is among `runs`.
+    fn of_finetune(run: &'a Run, runs: &'a [Run], pretrained: &[Self]) -> Self {
+        let own = Self::of(run);
+        let from = run.summary["init_from"].as_str().map(Path::new);
+        let Some(parent) = from.and_then(|from| runs.iter().find(|r| same(&r.dir, from))) else { return own };
+        let line = pretrained.iter().find(|entry| entry.run.dir == parent.dir);
+        let (key, name) = line.map_or_else(|| (Self::of(parent).key, parent.group()), |line| (line.key.clone(), line.name.clone()));
+        let how = if run.summary["init_weights"] == true { "" } else { " from random weights" };
+        let mut settings = own.settings;
+        settings.shift_remove("run.init_from");
+        Self { run, key: key + how, name: name + how, settings }
+    }
+
+    /// What of its settings other runs of its line and task do not share: nothing where they differ in their seed alone.
+    fn apart_from(&self, entries: &[Self]) -> String {
+        let beside = entries.iter().filter(|e| e.key == self.key && e.run.text("task") == self.run.text("task"));
+        let all: Vec<&Map<String, Value>> = [self].into_iter().chain(beside).map(|e| &e.settings).collect();
+        let own = |(key, values): (String, Vec<Value>)| match &values[0] {
+            Value::String(text) => format!("{key}={text}"),
+            other => format!("{key}={other}"),
+        };
+        let keys: Vec<String> = differing(&all).into_iter().map(own).collect();
+        match keys.is_empty() {
+            true => String::new(),
+            false => format!(" with {}", keys.join(", ")),
+        }
     }
 }
 
-/// Pretrained models in the order of their cost, each with the scores of what was fine-tuned from it; then models that
-/// were fine-tuned from random weights.
+/// Runs of a line that are not seeds of one thing come to lines of their own, which say in what they differ.
+fn tell_apart(entries: &mut [Entry]) {
+    let differences: Vec<String> = entries.iter().map(|entry| entry.apart_from(entries)).collect();
+    for (entry, difference) in entries.iter_mut().zip(differences) {
+        entry.key += &difference;
+        entry.name += &difference;
+    }
+}
+
+/// Pretrained models in the order of their cost, each with the scores of what was fine-tuned from it; then what has scores
+/// alone: models that were fine-tuned from random weights, or in several settings.
 fn lines(runs: &[Run]) -> Vec<Line> {
+    let of_kind = |kind: &'static str| runs.iter().filter(move |r| r.text("kind") == kind);
+    let mut pretrained: Vec<Entry> = of_kind("pretrain").map(Entry::of).collect();
+    tell_apart(&mut pretrained);
+    let mut finetuned: Vec<Entry> = of_kind("finetune").map(|run| Entry::of_finetune(run, runs, &pretrained)).collect();
+    tell_apart(&mut finetuned);
     let mut lines: Vec<(String, Line)> = Vec::new();
-    for run in runs.iter().filter(|r| r.text("kind") == "pretrain") {
-        let key = run.dir.with_file_name(run.group()).display().to_string();
-        let line = line_of(&mut lines, key, run.group(), run);
-        line.perplexities.extend(run.number("perplexity"));
-        line.speeds.extend(run.number("tokens_per_second"));
-        line.unigram = run.number("unigram_perplexity");
+    for entry in &pretrained {
+        let line = line_of(&mut lines, entry);
+        line.perplexities.push(entry.run.number("perplexity"));
+        line.speeds.push(entry.run.number("tokens_per_second"));
+        line.unigram = entry.run.number("unigram_perplexity");
     }
-    for run in runs.iter().filter(|r| r.text("kind") == "finetune") {
-        let from = run.summary["init_from"].as_str().map(PathBuf::from);
-        let parent = from.as_ref().and_then(|dir| runs.iter().find(|r| same(&r.dir, dir)));
-        let (key, name) = match (parent, run.summary["init_weights"] == true) {
-            (Some(parent), true) => (parent.dir.with_file_name(parent.group()).display().to_string(), parent.group()),
-            (Some(parent), false) => (format!("random {}", parent.group()), format!("{} from random weights", parent.group())),
-            (None, _) => (run.group(), run.group()),
-        };
-        let line = line_of(&mut lines, key, name, run);
-        line.scores.entry(run.text("task")).or_default().extend(run.number("value"));
+    for entry in &finetuned {
+        let line = line_of(&mut lines, entry);
+        line.scores.entry(entry.run.text("task")).or_default().push(reported_score(&entry.run.summary));
     }
-    let mut lines: Vec<Line> = lines.into_iter().map(|(_, line)| line).collect();
+    let names: Vec<String> = lines.iter().map(|(_, line)| line.name.clone()).collect();
+    let is_twice = |name: &String| names.iter().filter(|other| *other == name).count() > 1;
+    // Models of one name in two folders are named with their folders.
+    let named = |(key, line): (String, Line)| if is_twice(&line.name) { Line { name: key, ..line } } else { line };
+    let mut lines: Vec<Line> = lines.into_iter().map(named).collect();
     lines.sort_by(|a, b| {
         a.perplexities.is_empty().cmp(&b.perplexities.is_empty()).then(cost(&b.model).total_cmp(&cost(&a.model))).then(a.name.cmp(&b.name))
     });
@@ -358,17 +457,17 @@ fn same(a: &Path, b: &Path) -> bool {
     a == b || a.canonicalize().ok().is_some_and(|a| b.canonicalize().ok() == Some(a))
 }
 
-fn line_of<'a>(lines: &'a mut Vec<(String, Line)>, key: String, name: String, run: &Run) -> &'a mut Line {
-    let at = lines.iter().position(|(k, _)| *k == key).unwrap_or_else(|| {
+fn line_of<'a>(lines: &'a mut Vec<(String, Line)>, entry: &Entry) -> &'a mut Line {
+    let at = lines.iter().position(|(key, _)| *key == entry.key).unwrap_or_else(|| {
         let line = Line {
-            name,
-            model: run.summary["model"].clone(),
+            name: entry.name.clone(),
+            model: entry.run.summary["model"].clone(),
             perplexities: Vec::new(),
             unigram: None,
             speeds: Vec::new(),
             scores: BTreeMap::new(),
         };
-        lines.push((key, line));
+        lines.push((entry.key.clone(), line));
         lines.len() - 1
     });
     &mut lines[at].1

@@ -3,6 +3,7 @@
 //! A run's curve, its summary and the keys that told it apart; comparisons are made seed by seed.
 
 use super::reuse::taken_from;
+use super::runs::reported_score;
 use crate::config::sweep::{Published, Sweep, SweepRun};
 use crate::digest::sha256;
 use crate::eval::median;
@@ -38,9 +39,11 @@ pub struct Results {
     pub programs: Vec<String>,
     /// Runs that the file asks for; fewer are below when it was broken off.
     pub wanted: usize,
-    /// Learning rates of the grid that [`Results::with_rates_chosen`] chose from.
+    /// Learning rates of the grid that [`Results::with_rates_chosen`] chose from, and the runs that it left out.
     #[serde(skip)]
     pub rates: BTreeSet<String>,
+    #[serde(skip)]
+    pub left_out: Vec<RunResult>,
     pub runs: Vec<RunResult>,
 }
 
@@ -88,6 +91,9 @@ pub struct Group {
     pub spread: Vec<(f64, f64, f64)>,
     /// Tokens from which on the loss stays half a nat below the unigrams'; None: never, in some run.
     pub plateau_tokens: Option<Estimate>,
+    /// Runs in which it came to that, of all.
+    pub plateaus_left: usize,
+    pub runs: usize,
     pub tokens_per_second: Option<f64>,
     /// Half of the runs or more are nearly as fast as the fastest: other work on the machine did not slow them down.
     pub is_steady: bool,
@@ -152,6 +158,7 @@ pub fn collect(sweep: &Sweep) -> Result<Results> {
         environment: environments.into_iter().next().unwrap_or_default(),
         wanted: sweep.runs.len(),
         rates: BTreeSet::new(),
+        left_out: Vec::new(),
         runs,
     })
 }
@@ -264,7 +271,8 @@ impl Results {
         }
         let missing = self.wanted.saturating_sub(self.runs.len());
         self.rates = self.runs.iter().map(|r| r.settings["learning_rate"].to_string()).collect();
-        self.runs.retain(|r| chosen.get(&without_rate(&r.group)) == Some(&r.settings["learning_rate"].to_string()));
+        let is_chosen = |r: &RunResult| chosen.get(&without_rate(&r.group)) == Some(&r.settings["learning_rate"].to_string());
+        (self.runs, self.left_out) = std::mem::take(&mut self.runs).into_iter().partition(is_chosen);
         self.wanted = self.runs.len() + missing;
         for run in &mut self.runs {
             run.group = without_rate(&run.group);
@@ -275,15 +283,19 @@ impl Results {
 
     /// The rate of each group, where the sweep has a grid of them.
     pub fn chosen_rates(&self) -> BTreeMap<String, String> {
-        let mut means: BTreeMap<String, BTreeMap<String, Vec<f64>>> = BTreeMap::new();
+        let mut means: BTreeMap<String, BTreeMap<String, Vec<Option<f64>>>> = BTreeMap::new();
         for run in self.runs.iter().filter(|r| !r.settings["set"]["train.learning_rate"].is_null()) {
             let score = if self.is_of_tasks() { run.summary["value"].as_f64() } else { run.summary["loss"].as_f64().map(|l| -l) };
             let rates = means.entry(without_rate(&run.group)).or_default();
-            rates.entry(run.settings["learning_rate"].to_string()).or_default().extend(score);
+            rates.entry(run.settings["learning_rate"].to_string()).or_default().push(score);
         }
-        let best = |rates: BTreeMap<String, Vec<f64>>| {
-            let mean = |values: &Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
-            rates.into_iter().filter(|(_, v)| !v.is_empty()).max_by(|a, b| mean(&a.1).total_cmp(&mean(&b.1))).map(|(rate, _)| rate)
+        // A rate at which the score of some seeds is not defined is no better for that.
+        let best = |rates: BTreeMap<String, Vec<Option<f64>>>| {
+            let judged = rates.into_iter().filter_map(|(rate, scores)| {
+                let defined: Vec<f64> = scores.iter().flatten().copied().collect();
+                Some((scores.len() - defined.len(), Estimate::of(&defined)?.mean, rate))
+            });
+            judged.max_by(|a, b| b.0.cmp(&a.0).then(a.1.total_cmp(&b.1))).map(|(_, _, rate)| rate)
         };
         means.into_iter().filter_map(|(group, rates)| Some((group, best(rates)?))).collect()
     }
@@ -295,15 +307,16 @@ impl Results {
     /// What a run is judged by: the loss, or the score of the half of the rows that chose nothing, if there is one.
     pub fn value(&self, run: &RunResult) -> Option<f64> {
         if self.is_of_tasks() {
-            run.summary["reported_value"].as_f64().or_else(|| run.summary["value"].as_f64())
+            reported_score(&run.summary)
         } else {
             run.summary["loss"].as_f64()
         }
     }
 
-    /// Of the runs that were made for this sweep: how many, and the sum of the hours that their training took.
+    /// Of the runs that were made for this sweep, those that were not chosen among them: how many, and the sum of the hours that
+    /// their training took.
     pub fn hours(&self) -> (usize, f64) {
-        let own = self.runs.iter().filter(|r| r.taken_from.is_none()).filter_map(|r| r.summary["seconds"].as_f64());
+        let own = self.runs.iter().chain(&self.left_out).filter(|r| r.taken_from.is_none()).filter_map(|r| r.summary["seconds"].as_f64());
         own.fold((0, 0.0), |(count, hours), seconds| (count + 1, hours + seconds / 3600.0))
     }
 
@@ -324,6 +337,7 @@ impl Results {
         let values: Vec<f64> = pairs.iter().map(|p| p.1).collect();
         let first = runs.first()?;
         let speeds: Vec<f64> = runs.iter().filter_map(|r| r.speed).collect();
+        let left: Vec<f64> = runs.iter().filter_map(|r| plateau(r)).collect();
         let of_summary = |key: &str| runs.iter().filter_map(|r| r.summary[key].as_f64()).collect::<Vec<f64>>();
         Some(Group {
             name: name.into(),
@@ -333,7 +347,9 @@ impl Results {
             against: first.against.as_ref().and_then(|other| self.compare(name, other, first.paper)),
             curve: of_curve(&runs, |values| values.iter().sum::<f64>() / values.len() as f64),
             spread: spread(&runs),
-            plateau_tokens: self.plateau(&runs),
+            plateau_tokens: Estimate::of(&left).filter(|e| e.count == runs.len()),
+            plateaus_left: left.len(),
+            runs: runs.len(),
             tokens_per_second: match self.programs.is_empty() {
                 true => median(&speeds).or_else(|| Estimate::of(&of_summary("tokens_per_second")).map(|e| e.mean)),
                 false => None,
@@ -357,17 +373,13 @@ impl Results {
         let difference = a.iter().zip(&b).map(|(a, b)| a - b).sum::<f64>() / a.len() as f64;
         (!a.is_empty()).then(|| Comparison { other: other.into(), test: Test::paired(&a, &b), difference, paper })
     }
+}
 
-    /// Tokens from which on a run has left the unigram plateau for good.
-    fn plateau(&self, runs: &[&RunResult]) -> Option<Estimate> {
-        let left = |r: &&RunResult| {
-            let limit = r.summary["unigram_perplexity"].as_f64()?.ln() - PLATEAU_MARGIN;
-            let after = r.curve.iter().rposition(|p| p.value.is_nan() || p.value >= limit).map_or(0, |last| last + 1);
-            r.curve.get(after).map(|p| p.tokens)
-        };
-        let all: Vec<f64> = runs.iter().filter_map(left).collect();
-        (all.len() == runs.len()).then(|| Estimate::of(&all)).flatten()
-    }
+/// Tokens from which on a run has left the unigram plateau for good.
+fn plateau(run: &RunResult) -> Option<f64> {
+    let limit = run.summary["unigram_perplexity"].as_f64()?.ln() - PLATEAU_MARGIN;
+    let after = run.curve.iter().rposition(|p| p.value.is_nan() || p.value >= limit).map_or(0, |last| last + 1);
+    run.curve.get(after).map(|p| p.tokens)
 }
 
 /// A group's name without its learning rate.
@@ -434,6 +446,7 @@ mod tests {
             programs: Vec::new(),
             wanted: 5,
             rates: BTreeSet::new(),
+            left_out: Vec::new(),
             runs,
         }
     }
@@ -476,7 +489,7 @@ mod tests {
             run.group = format!("full_task=which_novel_learning_rate={rate}_x=1");
             run.seed = seed;
             run.settings = json!({"learning_rate": rate, "set": {"train.learning_rate": rate}});
-            run.summary = json!({"value": chosen, "reported_value": reported});
+            run.summary = json!({"value": chosen, "reported_value": reported, "scores": {"chosen_on": chosen, "reported_on": reported}});
             run
         };
         // The second rate looks better where it was not allowed to.
@@ -486,6 +499,7 @@ mod tests {
         assert_eq!((chosen.runs.len(), chosen.wanted), (2, 4));
         let group = chosen.group("full_task=which_novel_x=1").unwrap();
         assert!((group.estimate.mean - 0.65).abs() < 1e-12);
+        assert_eq!(chosen.left_out.len(), 2);
         assert_eq!(chosen.chosen_rates()["full_task=which_novel_x=1"], "0.1");
     }
 
@@ -494,7 +508,8 @@ mod tests {
         let group = results().group("full").unwrap();
         assert_eq!(group.plateau_tokens.unwrap().mean, 192.0, "at 64 it came back");
         assert_eq!(group.spread[1], (128.0, 2.7, 2.95));
-        assert_eq!(results().group("k8").unwrap().plateau_tokens, None, "seed 2 never left it");
+        let k8 = results().group("k8").unwrap();
+        assert_eq!((k8.plateau_tokens, k8.plateaus_left), (None, 2), "seed 2 never left it");
         assert_eq!(group.curve.len(), 3);
     }
 }

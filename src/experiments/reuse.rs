@@ -1,12 +1,16 @@
 //! A run that another sweep has made already is taken as it is: the same config gives the same bits.
 //!
 //! The taken run is a link to the other's folder. What starts it afterwards holds its config and the hashes of all that it read
-//! against those of now, as for every run that goes on.
+//! against those of now, as for every run that goes on. Before a sweep lends a run's numbers to its file, it holds the run's config
+//! against its own.
 
+use super::runs::{differing, flatten, settings};
 use crate::config::load::load;
+use crate::config::sweep::SweepRun;
 use crate::config::Config;
-use crate::train::run::read_summary;
+use crate::train::run::{read_config, read_summary, would_go_on, MAY_CHANGE};
 use anyhow::{Context, Result};
+use serde_json::{json, Value};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -45,7 +49,7 @@ pub fn find(sweep: &Path, config: &Config) -> Option<PathBuf> {
 }
 
 /// Whether a run is done, and its sweep asked for it by this config. (What the run's own folder holds has learned its vocabulary since.)
-fn is_same(run: &Path, wanted: &serde_json::Value) -> bool {
+fn is_same(run: &Path, wanted: &Value) -> bool {
     let asked = || {
         let run = run.canonicalize().ok()?;
         let file = run.parent()?.join("configs").join(format!("{}.json", run.file_name()?.to_str()?));
@@ -54,11 +58,47 @@ fn is_same(run: &Path, wanted: &serde_json::Value) -> bool {
     read_summary(run).is_some() && asked().is_some_and(|theirs| theirs == *wanted)
 }
 
+/// A key that a run was made with otherwise than its sweep asks for now.
+pub struct Difference {
+    pub key: String,
+    pub was: Value,
+    pub now: Value,
+}
+
+/// The first difference of the run in `dir` to what its sweep asks for, by the config that the run itself noted.
+pub fn difference(dir: &Path, run: &SweepRun) -> Result<Option<Difference>> {
+    let made = read_config(dir)?;
+    let goes_on = read_summary(dir).is_some_and(|summary| would_go_on(&summary, &made, &run.config));
+    let was = settings(&serde_json::to_value(&made)?);
+    let now = settings(&serde_json::to_value(&run.config)?);
+    let mut all =
+        differing(&[&was, &now]).into_iter().map(|(key, values)| Difference { key, was: values[0].clone(), now: values[1].clone() });
+    Ok(all.find(|difference| !is_free(difference, run) || goes_on && difference.key == "train.early_stopping_patience"))
+}
+
+/// Whether a key may differ between a finished run and its sweep: it may change on resume (but not the number of steps, for the
+/// run would go on), or the sweep leaves it to the run. More patience is another matter where the run would go on.
+fn is_free(difference: &Difference, run: &SweepRun) -> bool {
+    let (key, now) = (difference.key.as_str(), &difference.now);
+    let set = flatten(&Value::Object(run.raw.clone()));
+    match key {
+        "train.max_steps" => run.config.train.max_epochs.is_some(),
+        "train.precision" => set.get(key) == Some(&json!("auto")),
+        "model.vocab_size" | "model.max_position_embeddings" if now.is_null() => true,
+        // The tokenizer's, always.
+        "model.pad_token_id" => true,
+        "data.task.labels" => *now == json!([]),
+        // What the sweep does not set of the model is its parent's.
+        _ if key.starts_with("model.") && run.config.run.init_from.is_some() => !set.contains_key(key),
+        _ => MAY_CHANGE.contains(&key),
+    }
+}
+
 fn folders(path: &Path) -> impl Iterator<Item = PathBuf> {
     fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path()).filter(|path| path.is_dir())
 }
 
-fn without_place(mut config: Config) -> serde_json::Value {
+fn without_place(mut config: Config) -> Value {
     config.run.dir = None;
     serde_json::to_value(config).unwrap_or_default()
 }

@@ -1,5 +1,6 @@
 //! The runs below some folders: what each is, how far it came, and how they differ.
 
+use crate::eval::mean_and_deviation;
 use crate::log::jsonl;
 use crate::log::progress::{duration, thousands};
 use crate::table::align;
@@ -79,14 +80,17 @@ impl Run {
         of_split.filter_map(|line| line.get(name)?.as_f64()).next()
     }
 
-    /// Name and value of what the run is judged by: the best score of a fine-tuning run, else the validation perplexity.
+    /// Name and value of what the run is judged by: the score that a fine-tuning run reports, else the validation perplexity.
     fn score(&self) -> (String, Option<f64>) {
         match self.kind() {
             "finetune" => {
                 let name = self.summary["metric"].as_str().map(str::to_string);
                 let of_lines = || self.lines.iter().rev().find(|l| l["split"] == "task").and_then(|l| l.keys().nth(5).cloned());
                 let name = name.or_else(of_lines).unwrap_or_else(|| "score".into());
-                let value = self.summary["value"].as_f64().or_else(|| self.last("task", &name));
+                let value = match self.summary.is_object() {
+                    true => reported_score(&self.summary),
+                    false => self.last("task", &name),
+                };
                 (name, value)
             }
             _ => ("perplexity".into(), self.last("valid", "perplexity")),
@@ -201,10 +205,7 @@ const PLACES: [&str; 3] = ["run.dir", "data.cache_dir", "run.threads"];
 
 impl Comparison {
     pub fn of(runs: &[Run]) -> Self {
-        let flat: Vec<Map<String, Value>> = runs.iter().map(|run| flatten(&run.config)).collect();
-        let keys: BTreeSet<&String> = flat.iter().flat_map(Map::keys).filter(|key| !PLACES.contains(&key.as_str())).collect();
-        let values = |key: &str| flat.iter().map(|config| config.get(key).cloned().unwrap_or_default()).collect::<Vec<Value>>();
-        let differing = keys.into_iter().map(|key| (key.clone(), values(key))).filter(|(_, values)| values.iter().any(|v| *v != values[0]));
+        let configs: Vec<Map<String, Value>> = runs.iter().map(|run| settings(&run.config)).collect();
         let mut names: Vec<String> = Vec::new();
         let results: Vec<Map<String, Value>> = runs.iter().map(results).collect();
         for name in results.iter().flat_map(Map::keys) {
@@ -216,7 +217,8 @@ impl Comparison {
             let values = results.iter().map(|r| r.get(&name).cloned().unwrap_or_default()).collect();
             (name, values)
         };
-        Self { columns: columns(runs), config: differing.collect(), results: names.into_iter().map(row).collect() }
+        let config = differing(&configs.iter().collect::<Vec<_>>());
+        Self { columns: columns(runs), config, results: names.into_iter().map(row).collect() }
     }
 
     pub fn text(&self) -> String {
@@ -265,6 +267,61 @@ fn columns(runs: &[Run]) -> Vec<String> {
     }
 }
 
+/// A config's dotted keys and their values, without those that say where a run is.
+pub fn settings(config: &Value) -> Map<String, Value> {
+    let mut flat = flatten(config);
+    flat.retain(|key, _| !PLACES.contains(&key.as_str()));
+    flat
+}
+
+/// The keys in which some settings differ, and each one's value: null where it lacks the key.
+pub fn differing(all: &[&Map<String, Value>]) -> Vec<(String, Vec<Value>)> {
+    let keys: BTreeSet<&String> = all.iter().flat_map(|one| one.keys()).collect();
+    let values = |key: &String| all.iter().map(|one| one.get(key).cloned().unwrap_or_default()).collect::<Vec<Value>>();
+    keys.into_iter().map(|key| (key.clone(), values(key))).filter(|(_, values)| values.iter().any(|v| *v != values[0])).collect()
+}
+
+/// For tables that have scores of runs with halves.
+pub const OF_HALVES: &str = "Where data.dev_halves is set, a score is of the half of the rows that did not choose the checkpoint.";
+
+/// Whether one half of the scored rows chose a fine-tuning run's checkpoint, by its summary.
+pub fn has_halves(summary: &Value) -> bool {
+    summary["scores"]["chosen_on"].is_number()
+}
+
+/// The score by a fine-tuning run's summary: of the half of the rows that chose nothing, where there are halves. None: not defined.
+pub fn reported_score(summary: &Value) -> Option<f64> {
+    summary[if has_halves(summary) { "reported_value" } else { "value" }].as_f64()
+}
+
+/// Rows that a fine-tuning run's reported score is of, by its summary.
+pub fn scored_rows(summary: &Value) -> Option<f64> {
+    summary["dev_rows"].as_f64().map(|rows| if has_halves(summary) { rows / 2.0 } else { rows })
+}
+
+/// Mean and deviation of the values that are defined, and how many they are.
+pub fn of_defined(values: &[Option<f64>]) -> (Option<f64>, Option<f64>, usize) {
+    let defined: Vec<f64> = values.iter().flatten().copied().collect();
+    let (mean, deviation) = mean_and_deviation(&defined).unzip();
+    (mean, deviation.flatten(), defined.len())
+}
+
+/// The mean over seeds in words: `12.30`, or `12.30 ± 0.15`, and of how many seeds it is where the value of others is not
+/// defined; `-` of no seed.
+pub fn over_seeds(values: &[Option<f64>], number: impl Fn(f64) -> String) -> String {
+    let (mean, deviation, defined) = of_defined(values);
+    let of = match values.len() - defined {
+        0 => String::new(),
+        undefined => format!(" ({defined} of {}; {undefined} undefined)", values.len()),
+    };
+    match (mean, deviation) {
+        (None, _) if values.is_empty() => "-".into(),
+        (None, _) => "undefined".into(),
+        (Some(mean), None) => number(mean) + &of,
+        (Some(mean), Some(deviation)) => format!("{} ± {}{of}", number(mean), number(deviation)),
+    }
+}
+
 /// Dotted keys and their values; lists stay whole.
 pub fn flatten(value: &Value) -> Map<String, Value> {
     let mut flat = Map::new();
@@ -282,7 +339,7 @@ pub fn flatten(value: &Value) -> Map<String, Value> {
 }
 
 /// Four significant digits or so.
-fn short(value: f64) -> String {
+pub fn short(value: f64) -> String {
     match value.abs() {
         v if v >= 1000.0 => thousands(value),
         v if v >= 100.0 => format!("{value:.1}"),

@@ -19,7 +19,7 @@ use crate::native::runtime;
 use crate::train::optimizer::Optimizer;
 use crate::train::profile::Profiler;
 use crate::train::ranks::{compare_weights, Ranks};
-use crate::train::run::{environment, RunFolder, MAY_CHANGE};
+use crate::train::run::{environment, is_setting, RunFolder};
 use crate::train::saver::{check_room, estimate, Saver};
 use crate::train::state::State;
 use crate::train::trainer::{keep, kind_of, Session};
@@ -32,25 +32,27 @@ use tch::{Device, Kind, Tensor};
 
 /// The device of a config for this rank, with libtorch told how many threads to use.
 pub fn device(config: &Config, origins: &Origins, world: &World) -> Result<Device> {
-    if config.run.threads > 0 {
-        tch::set_num_threads(i32::try_from(config.run.threads).unwrap_or(i32::MAX));
-    }
+    runtime::use_threads(config.run.threads);
     let Some(Device::Cuda(wanted)) = parse_device(&config.run.device) else { return Ok(Device::Cpu) };
-    let reason = runtime::load_cuda().err();
-    let visible = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
+    let (visible, reason) = runtime::visible_gpus();
     let index = gpu_of(&config.run.device, wanted, world, visible, reason).map_err(|message| origins.error("run.device", message))?;
     world.join_gpus(index)?;
     Ok(Device::Cuda(index))
 }
 
+/// Of a process by itself: the GPU that is wanted, if it is visible. `key` is the device's.
+pub fn only_gpu(key: &str, found: &str, wanted: usize, visible: usize, reason: Option<String>) -> Result<usize, String> {
+    let why = reason.map(|r| format!(" ({r})")).unwrap_or_default();
+    let missing = || format!("found {found}, but libtorch sees {visible} CUDA devices{why}; use {key}=cpu, or see linformer doctor");
+    (wanted < visible).then_some(wanted).ok_or_else(missing)
+}
+
 /// Which of the visible GPUs this process takes.
 fn gpu_of(found: &str, wanted: usize, world: &World, visible: usize, reason: Option<String>) -> Result<usize, String> {
-    let why = reason.map(|r| format!(" ({r})")).unwrap_or_default();
     if world.is_single() {
-        let missing =
-            || format!("found {found}, but libtorch sees {visible} CUDA devices{why}; use run.device=cpu, or see linformer doctor");
-        return (wanted < visible).then_some(wanted).ok_or_else(missing);
+        return only_gpu("run.device", found, wanted, visible, reason);
     }
+    let why = reason.map(|r| format!(" ({r})")).unwrap_or_default();
     if found != "cuda" {
         return Err(format!("found {found}, but of several ranks each takes the GPU of its number on its machine: use run.device=cuda"));
     }
@@ -211,8 +213,7 @@ impl<T: Task> Job<'_, T> {
             parameters.make_copies(kind_of(self.config.train.precision))?;
         }
         // What was read and prepared before is no part of training's peak.
-        runtime::give_back_freed_memory();
-        let _ = runtime::reset_peak_memory();
+        let _ = runtime::start_peak_of(Device::Cpu);
         let outcome = train(self.task, session).inspect_err(|_| log.end(false))?;
         log.progress.finish();
         if outcome.interrupted {
@@ -239,8 +240,7 @@ impl<T: Task> Job<'_, T> {
 fn about(name: &str, config: &Config, parameters: &Parameters) -> Result<About> {
     let resolved = serde_json::to_value(config)?;
     let mut settings = flatten(&resolved);
-    // Where a run is and how often it is looked at are no settings of an experiment.
-    settings.retain(|key, _| !MAY_CHANGE.contains(&key.as_str()) || key == "train.max_steps");
+    settings.retain(|key, _| is_setting(key));
     if config.model.attention.kind == AttentionKind::Full {
         // A k that nothing uses would look like one.
         settings.retain(|key, _| !key.starts_with("model.attention.") || key == "model.attention.kind" || key == "model.attention.backend");

@@ -89,7 +89,7 @@ pub fn run(options: &Options) -> Result<(String, Finished)> {
         models.push(json!({"name": subject.name, "checkpoint": subject.checkpoint, "attention": subject.model.attention, "n": n,
             "looked_at": sequences.looked, "loss": Estimate::of(&at_home), "moved": moved}));
     }
-    let record = json!({"kind": "shift", "environment": environment_at_end(), "models": models});
+    let record = json!({"kind": "shift", "environment": environment_at_end("cpu"), "models": models});
     let out = &options.out;
     std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
     let save = |name: &str, text: &str| replace(&out.join(name), text.as_bytes()).with_context(|| out.join(name).display().to_string());

@@ -42,7 +42,8 @@ fn task(mut config: Config, origins: &Origins, count: usize) -> Result<String> {
 }
 
 fn corpus(config: Config, count: usize) -> Result<String> {
-    let data = MlmData::new(prepare::prepare(&config.data, None)?, &config)?;
+    let given = Parent::tokenizer_of(&config)?;
+    let data = MlmData::new(prepare::prepare(&config.data, given.as_deref())?, &config)?;
     let batch = data.batch(1);
     let tokenizer = &data.prepared().tokenizer;
     let n = batch.length();

@@ -4,6 +4,7 @@
 //! singular value: the sum of the largest j over the sum of all, not squared. Beside it stand what it leaves open: the
 //! effective rank (e to the entropy of the normalised singular values) and the error of the best approximation of a rank.
 
+use super::paper::{FIGURE_1, FIGURE_1_LAYERS};
 use super::probe::{Looked, Sequences, Source, Subject};
 use super::Finished;
 use crate::durable::replace;
@@ -218,7 +219,7 @@ fn record(subject: &Subject, looked: &Looked, rank: i64, measured: &Measured) ->
         "n": subject.model.sequence_length(),
         "looked_at": looked,
         "rank": rank,
-        "environment": environment_at_end(),
+        "environment": environment_at_end("cpu"),
         "all": estimates(&all),
         "by_layer": layers.iter().map(|ranks| estimates(ranks)).collect::<Vec<_>>(),
         "by_head": heads,
@@ -275,15 +276,17 @@ pub fn draw(record: &Value, out: &Path) -> Result<String> {
 pub fn curve(records: &[&Value]) -> LineChart {
     let series = |record: &&Value| {
         let curves: Vec<Vec<f64>> = serde_json::from_value(record["curves"].clone()).unwrap_or_default();
-        let count = curves.first().map_or(0, Vec::len);
-        let mean = |j: usize| curves.iter().map(|c| c[j]).sum::<f64>() / curves.len().max(1) as f64;
+        // Layers of different k have different numbers of singular values: curves meet at shares of them.
+        let count = curves.iter().map(Vec::len).max().unwrap_or(0);
+        let at = |c: &Vec<f64>, j: usize| c.get(((j + 1) * c.len()).div_ceil(count) - 1).copied().unwrap_or(f64::NAN);
+        let mean = |j: usize| curves.iter().map(|c| at(c, j)).sum::<f64>() / curves.len().max(1) as f64;
         let points = (0..count).map(|j| ((j + 1) as f64 / count as f64, mean(j))).collect();
         Series::line(record["name"].as_str().unwrap_or_default(), points)
     };
     let mut series: Vec<Series> = records.iter().map(series).collect();
-    // Read off the paper's Figure 1, index 128 of 512: (text, 12 layers, 24 layers).
-    for (name, base, large) in [("paper, Wiki103 (12 and 24 layers)", 0.92, 0.89), ("paper, IMDB (12 and 24 layers)", 0.93, 0.91)] {
-        series.push(Series::marked(name, vec![(0.25, base), (0.25, large)]).reference());
+    for paper in FIGURE_1 {
+        let name = format!("paper, {} (12 and 24 layers)", paper.text);
+        series.push(Series::marked(name, vec![(0.25, paper.base), (0.25, paper.large)]).reference());
     }
     LineChart {
         title: "Singular values of attention".into(),
@@ -317,10 +320,20 @@ pub fn heat_map(record: &Value) -> HeatMap {
     }
 }
 
+/// The paper's numbers, where they are of the same share of the singular values.
+fn published(record: &Value) -> Option<String> {
+    let is_quarter = record["rank"].as_i64()? * 4 == record["looked_at"]["length"].as_i64()?;
+    let layers = FIGURE_1_LAYERS.map(|share| format!("{share:.3}")).join(", ");
+    let all = FIGURE_1.map(|p| format!("{}: {:.2} (12 layers), {:.2} (24)", p.text, p.base, p.large)).join("; ");
+    (is_quarter && record["attention"] == "full").then(|| {
+        format!("The paper at n/4 of n = 512, read off its Figure 1, over all: {all}; by layer, 12 layers on Wiki103: {layers}.\n")
+    })
+}
+
 /// One line a layer.
 pub fn table(record: &Value) -> String {
     let rank = &record["rank"];
-    let header = ["layer".to_string(), format!("cumulative at {rank}"), "effective rank".into(), format!("error of rank {rank}")];
+    let header = ["layer".to_string(), format!("cumulative at {rank}"), "effective rank".into(), format!("relative error of rank {rank}")];
     let text = |value: &Value, digits| serde_json::from_value::<Estimate>(value.clone()).map_or("-".into(), |e| e.text(digits));
     let row = |name: String, values: &Value| {
         vec![name, text(&values["cumulative"], 4), text(&values["effective_rank"], 2), text(&values["frobenius_error"], 4)]
@@ -330,13 +343,14 @@ pub fn table(record: &Value) -> String {
     let looked = &record["looked_at"];
     align(lines.collect())
         + &format!(
-            "{}: {} sequences of {} tokens from {}, {} masked; mean ± standard error over sequences.\n",
+            "{}: {} sequences of {} tokens from {}, {} masked; mean ± standard error over sequences. Relative error: of the best approximation, in Frobenius' norm.\n",
             record["name"].as_str().unwrap_or_default(),
             looked["sequences"],
             looked["length"],
             looked["text"].as_str().unwrap_or_default(),
             looked["masked"],
         )
+        + &published(record).unwrap_or_default()
 }
 
 /// The k rows that keep most of P in the least squares: leading eigenvectors of the sum of P^T P, as `[k, n]`, by layer and

@@ -1,19 +1,20 @@
 //! A sweep: its runs one after the other or several at a time, each in a process of its own, and one table at the end.
 //!
-//! A run that is done is skipped, one that was broken off goes on, and one that fails does not stop the others.
+//! A run that is done is skipped, one that was broken off goes on, and one that fails or comes to its time limit does not stop the
+//! others.
 
 use super::results::collect;
-use super::reuse;
+use super::reuse::{self, Difference};
+use super::runs::{of_defined, over_seeds, reported_score, short, OF_HALVES};
 use super::Finished;
 use crate::config::sweep::{Sweep, SweepRun};
 use crate::config::AttentionKind;
 use crate::durable::replace;
-use crate::eval::mean_and_deviation;
 use crate::log::progress::thousands;
 use crate::native::runtime;
 use crate::table::align;
 use crate::train::interrupt::Interrupt;
-use crate::train::run::read_summary;
+use crate::train::run::{read_summary, MAY_CHANGE};
 use anyhow::{bail, Context, Result};
 use serde_json::{json, Value};
 use std::fs;
@@ -41,16 +42,26 @@ pub fn run(sweep: &Sweep, share: Share, results: Option<&Path>, interrupt: &Inte
         None => 0..count,
     };
     let mut workers: Vec<Option<Worker>> = (0..share.at_once.max(1)).map(|_| None).collect();
-    let (mut failed, mut interrupted) = (Vec::new(), false);
+    let (mut failed, mut stopped, mut interrupted) = (Vec::new(), Vec::new(), false);
     loop {
         interrupted |= interrupt.is_set();
         for (device, slot) in workers.iter_mut().enumerate() {
             if let Some(status) = slot.as_mut().map(|worker| worker.poll(interrupt)).transpose()?.flatten() {
                 let run = slot.take().map_or(0, |worker| worker.run);
-                interrupted |= interrupt.is_set() || status.code() == Some(130);
-                if !status.success() && !interrupted {
-                    say(&format!("[{}/{count}] {} failed ({status}); the sweep goes on", run + 1, sweep.runs[run].name));
-                    failed.push(sweep.runs[run].name.as_str());
+                let name = sweep.runs[run].name.as_str();
+                interrupted |= interrupt.is_set();
+                match status.code() {
+                    _ if interrupted => {}
+                    Some(0) => {}
+                    // Nobody asked the sweep to stop.
+                    Some(130) => {
+                        say(&format!("[{}/{count}] {name} stopped with a checkpoint; the sweep goes on", run + 1));
+                        stopped.push(name);
+                    }
+                    _ => {
+                        say(&format!("[{}/{count}] {name} failed ({status}); the sweep goes on", run + 1));
+                        failed.push(name);
+                    }
                 }
             }
             if slot.is_none() && !interrupted {
@@ -73,19 +84,57 @@ pub fn run(sweep: &Sweep, share: Share, results: Option<&Path>, interrupt: &Inte
     }
     let table = Table::of(sweep);
     table.write(&sweep.dir)?;
+    let mut wrong = Vec::new();
+    if !failed.is_empty() {
+        wrong.push(format!("{} of {count} runs failed: {}", failed.len(), failed.join(", ")));
+    }
+    if !stopped.is_empty() {
+        let names = stopped.join(", ");
+        wrong.push(format!(
+            "{} of {count} runs stopped with a checkpoint (train.max_hours, or a signal): {names}; start the sweep again to go on with them",
+            stopped.len()
+        ));
+    }
     if share.only.is_none() {
-        write_results(sweep, results)?;
+        wrong.extend(write_results(sweep, results).err().map(|error| format!("{error:#}")));
         std::io::stdout().write_all(table.text().as_bytes()).context("standard output")?;
     }
-    if !failed.is_empty() {
-        bail!("{} of {count} runs failed: {}", failed.len(), failed.join(", "));
+    if !wrong.is_empty() {
+        bail!("{}", wrong.join("; "));
     }
     Ok(Finished::Done(Value::Null))
+}
+
+/// A run that was made before the sweep was changed would lend its numbers to settings that are not its own.
+fn refuse_others(sweep: &Sweep) -> Result<()> {
+    for run in &sweep.runs {
+        let Some(dir) = run.config.run.dir.as_deref().filter(|dir| read_summary(dir).is_some()) else { continue };
+        if let Some(Difference { key, was, now }) = reuse::difference(dir, run)? {
+            let (config, file) = (dir.join("config.json"), sweep.path.display());
+            let remedy = if MAY_CHANGE.contains(&key.as_str()) {
+                "start the sweep again to go on with it".to_string()
+            } else {
+                format!("remove {} and start the sweep again", dir.display())
+            };
+            bail!(
+                "{}: {key}: found {was}, but {file} asks for {now}: the run was made before that was changed; change it back, or {remedy}",
+                config.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The summary of a run that is done as its sweep asks for it.
+fn finished(run: &SweepRun) -> Option<Value> {
+    let dir = run.config.run.dir.as_deref()?;
+    read_summary(dir).filter(|_| matches!(reuse::difference(dir, run), Ok(None)))
 }
 
 /// `results.json` into the folder that was named, or into the file's own if it ran as it stands.
 pub fn write_results(sweep: &Sweep, named: Option<&Path>) -> Result<()> {
     let Some(folder) = named.or(sweep.file.results.as_deref().filter(|_| !sweep.changed)) else { return Ok(()) };
+    refuse_others(sweep)?;
     let text = serde_json::to_string_pretty(&collect(sweep)?)? + "\n";
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     let path = folder.join("results.json");
@@ -103,8 +152,6 @@ pub fn describe(sweep: &Sweep) -> String {
         if epochs.is_none() {
             total += tokens;
         }
-        let done = config.run.dir.as_deref().and_then(read_summary).is_some();
-        let missing = config.run.init_from.as_ref().filter(|path| !path.exists());
         vec![
             run.name.clone(),
             run.against.clone().unwrap_or_else(|| "-".into()),
@@ -117,14 +164,7 @@ pub fn describe(sweep: &Sweep) -> String {
             epochs.map_or_else(|| thousands(config.train.max_steps as f64), |e| format!("{e} epochs")),
             config.train.batch_size.to_string(),
             if epochs.is_some() { "-".into() } else { thousands(tokens) },
-            match (done, missing) {
-                (true, _) => "done".into(),
-                (false, Some(path)) => format!("needs {}", path.display()),
-                (false, None) => match sweep.file.reuse.then(|| reuse::find(&sweep.dir, config)).flatten() {
-                    Some(run) => format!("the same as {}", run.display()),
-                    None => "to run".into(),
-                },
-            },
+            state(sweep, run),
         ]
     };
     let rows: Vec<Vec<String>> = std::iter::once(header).chain(sweep.runs.iter().map(row)).collect();
@@ -132,6 +172,25 @@ pub fn describe(sweep: &Sweep) -> String {
     let silent: String = sweep.file.silent.iter().map(|(key, why)| format!("the paper is silent on {key}: {why}\n")).collect();
     let about = if sweep.file.about.is_empty() { String::new() } else { format!("{}\n", sweep.file.about) };
     about + &align(rows) + &format!("{} runs, at most {} tokens of pretraining{time}\n", sweep.runs.len(), thousands(total)) + &silent
+}
+
+/// How a run stands before anything runs.
+fn state(sweep: &Sweep, run: &SweepRun) -> String {
+    let config = &run.config;
+    if let Some(dir) = config.run.dir.as_deref().filter(|dir| read_summary(dir).is_some()) {
+        return match reuse::difference(dir, run) {
+            Ok(None) => "done".into(),
+            Ok(Some(Difference { key, was, .. })) => format!("made with {key}={was}"),
+            Err(error) => format!("{error:#}"),
+        };
+    }
+    if let Some(path) = config.run.init_from.as_ref().filter(|path| !path.exists()) {
+        return format!("needs {}", path.display());
+    }
+    match sweep.file.reuse.then(|| reuse::find(&sweep.dir, config)).flatten() {
+        Some(run) => format!("the same as {}", run.display()),
+        None => "to run".into(),
+    }
 }
 
 /// A batch script for Slurm: an array with one job a run. What is done is skipped and what was broken off goes on, so the same
@@ -210,43 +269,63 @@ fn start(run: &SweepRun, configs: &Path, device: Option<usize>) -> Result<Child>
 pub struct Table {
     header: Vec<&'static str>,
     rows: Vec<Row>,
+    has_halves: bool,
 }
 
 struct Row {
     group: String,
+    /// Those that are done ...
     runs: usize,
+    /// ... of so many.
+    wanted: usize,
     parameters: Option<f64>,
-    /// Mean and deviation per measure.
-    measures: Vec<Option<(f64, Option<f64>)>>,
+    /// Of each measure the values of the runs that are done; None: not defined.
+    measures: Vec<Vec<Option<f64>>>,
 }
 
-const PRETRAIN: [(&str, &str); 4] =
-    [("perplexity", "perplexity"), ("loss", "loss"), ("masked accuracy", "masked_accuracy"), ("tokens/s", "tokens_per_second")];
-const FINETUNE: [(&str, &str); 3] = [("score", "value"), ("majority", "majority"), ("tokens/s", "tokens_per_second")];
+/// A column's name, and its value by a run's summary.
+type Measure = (&'static str, fn(&Value) -> Option<f64>);
+
+const PRETRAIN: [Measure; 4] = [
+    ("perplexity", |summary| summary["perplexity"].as_f64()),
+    ("loss", |summary| summary["loss"].as_f64()),
+    ("masked accuracy", |summary| summary["masked_accuracy"].as_f64()),
+    ("tokens/s", |summary| summary["tokens_per_second"].as_f64()),
+];
+const FINETUNE: [Measure; 3] = [
+    ("score", reported_score),
+    ("majority", |summary| summary["majority"].as_f64()),
+    ("tokens/s", |summary| summary["tokens_per_second"].as_f64()),
+];
 
 impl Table {
     /// From the summaries of a sweep's runs.
     pub fn of(sweep: &Sweep) -> Self {
         let finetunes = sweep.runs.iter().any(|r| r.config.data.task.is_some());
-        let measures: &[(&'static str, &str)] = if finetunes { &FINETUNE } else { &PRETRAIN };
-        let mut groups: Vec<(&str, Vec<Value>)> = Vec::new();
+        let measures: &[Measure] = if finetunes { &FINETUNE } else { &PRETRAIN };
+        let mut groups: Vec<(&str, Vec<Option<Value>>)> = Vec::new();
         for run in &sweep.runs {
-            let summary = run.config.run.dir.as_deref().and_then(read_summary);
+            let summary = finished(run);
             match groups.iter_mut().find(|(group, _)| *group == run.group) {
-                Some((_, summaries)) => summaries.extend(summary),
-                None => groups.push((&run.group, summary.into_iter().collect())),
+                Some((_, summaries)) => summaries.push(summary),
+                None => groups.push((&run.group, vec![summary])),
             }
         }
-        let row = |(group, summaries): (&str, Vec<Value>)| {
-            let values = |key: &str| summaries.iter().filter_map(|s| s[key].as_f64()).collect::<Vec<f64>>();
+        let row = |(group, summaries): (&str, Vec<Option<Value>>)| {
+            let done: Vec<&Value> = summaries.iter().flatten().collect();
             Row {
                 group: group.into(),
-                runs: summaries.len(),
-                parameters: summaries.first().and_then(|s| s["model"]["parameters"].as_f64()),
-                measures: measures.iter().map(|(_, key)| mean_and_deviation(&values(key))).collect(),
+                runs: done.len(),
+                wanted: summaries.len(),
+                parameters: done.first().and_then(|summary| summary["model"]["parameters"].as_f64()),
+                measures: measures.iter().map(|(_, value)| done.iter().map(|summary| value(summary)).collect()).collect(),
             }
         };
-        Self { header: measures.iter().map(|(name, _)| *name).collect(), rows: groups.into_iter().map(row).collect() }
+        Self {
+            header: measures.iter().map(|(name, _)| *name).collect(),
+            rows: groups.into_iter().map(row).collect(),
+            has_halves: sweep.runs.iter().any(|run| run.config.data.dev_halves),
+        }
     }
 
     /// Writes `table.txt`, `table.csv` and `table.json`.
@@ -255,21 +334,25 @@ impl Table {
         save("table.txt", self.text().as_bytes())?;
         save("table.json", (serde_json::to_string_pretty(&self.json())? + "\n").as_bytes())?;
         let mut csv = csv::Writer::from_writer(Vec::new());
-        let measures = self.header.iter().flat_map(|h| [h.to_string(), format!("{h} sd")]);
-        csv.write_record(["group".to_string(), "runs".into(), "parameters".into()].into_iter().chain(measures))?;
+        let measures = self.header.iter().flat_map(|h| [h.to_string(), format!("{h} sd"), format!("{h} runs")]);
+        let head = ["group".to_string(), "runs".into(), "parameters".into()];
+        csv.write_record(head.into_iter().chain(measures).chain(["wanted".to_string()]))?;
         for row in &self.rows {
             let number = |v: Option<f64>| v.map(|v| v.to_string()).unwrap_or_default();
-            let measures = row.measures.iter().flat_map(|m| [number(m.map(|m| m.0)), number(m.and_then(|m| m.1))]);
-            csv.write_record([row.group.clone(), row.runs.to_string(), number(row.parameters)].into_iter().chain(measures))?;
+            let measures = row.measures.iter().map(|values| of_defined(values));
+            let measures = measures.flat_map(|(mean, deviation, count)| [number(mean), number(deviation), count.to_string()]);
+            let head = [row.group.clone(), row.runs.to_string(), number(row.parameters)];
+            csv.write_record(head.into_iter().chain(measures).chain([row.wanted.to_string()]))?;
         }
         save("table.csv", &csv.into_inner()?)
     }
 
     fn json(&self) -> Value {
         let row = |row: &Row| {
-            let mut object = json!({"group": row.group, "runs": row.runs, "parameters": row.parameters});
-            for (name, measure) in self.header.iter().zip(&row.measures) {
-                object[*name] = json!({"mean": measure.map(|m| m.0), "sd": measure.and_then(|m| m.1)});
+            let mut object = json!({"group": row.group, "runs": row.runs, "wanted": row.wanted, "parameters": row.parameters});
+            for (name, values) in self.header.iter().zip(&row.measures) {
+                let (mean, deviation, count) = of_defined(values);
+                object[*name] = json!({"mean": mean, "sd": deviation, "runs": count});
             }
             object
         };
@@ -280,27 +363,12 @@ impl Table {
     pub fn text(&self) -> String {
         let header = ["group", "runs", "parameters"].iter().chain(&self.header).map(|h| h.to_string()).collect();
         let row = |row: &Row| {
-            let measures = row.measures.iter().map(|m| measure_text(*m));
+            let measures = row.measures.iter().map(|values| over_seeds(values, short));
+            let runs = if row.runs == row.wanted { row.runs.to_string() } else { format!("{} of {}", row.runs, row.wanted) };
             let parameters = row.parameters.map(thousands).unwrap_or_else(|| "-".into());
-            [row.group.clone(), row.runs.to_string(), parameters].into_iter().chain(measures).collect()
+            [row.group.clone(), runs, parameters].into_iter().chain(measures).collect()
         };
-        align(std::iter::once(header).chain(self.rows.iter().map(row)).collect())
-    }
-}
-
-fn measure_text(measure: Option<(f64, Option<f64>)>) -> String {
-    let number = |v: f64| {
-        if v.abs() >= 1000.0 {
-            thousands(v)
-        } else if v.abs() >= 100.0 {
-            format!("{v:.1}")
-        } else {
-            format!("{v:.3}")
-        }
-    };
-    match measure {
-        None => "-".into(),
-        Some((mean, None)) => number(mean),
-        Some((mean, Some(deviation))) => format!("{} ± {}", number(mean), number(deviation)),
+        let note = if self.has_halves { format!("{OF_HALVES}\n") } else { String::new() };
+        align(std::iter::once(header).chain(self.rows.iter().map(row)).collect()) + &note
     }
 }

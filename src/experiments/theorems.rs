@@ -281,7 +281,7 @@ pub fn run(options: &Options) -> Result<(String, Finished)> {
         "learning_steps": options.steps,
         "learning_rates": RATES,
         "seed": options.seed,
-        "environment": environment_at_end(),
+        "environment": environment_at_end("cpu"),
         "bound": [least(0.5), least(2.0 / 3.0)],
         "lines": lines,
     });

@@ -131,6 +131,23 @@ fn colours(series: &[Series]) -> Vec<RGBColor> {
 
 impl Chart for LineChart {
     fn draw<B: DrawingBackend>(&self, area: DrawingArea<B, Shift>, scale: u32) -> Drawn {
+        self.on_its_axes().draw_whole(area, scale)
+    }
+}
+
+impl LineChart {
+    /// Without what has no place on a logarithmic axis: zeros, such as the error of an approximation of full rank.
+    fn on_its_axes(&self) -> Self {
+        let has_place = |x: f64, y: f64| !(self.log_x && x <= 0.0 || self.log_y && y <= 0.0);
+        let mut chart = self.clone();
+        for series in &mut chart.series {
+            series.points.retain(|(x, y)| has_place(*x, *y));
+            series.band.retain(|(x, low, _)| has_place(*x, *low));
+        }
+        chart
+    }
+
+    fn draw_whole<B: DrawingBackend>(&self, area: DrawingArea<B, Shift>, scale: u32) -> Drawn {
         let (x, mut y) = (self.x_range(), self.y_range());
         let (mut legend, hidden) = self.legend_position(&x, &y);
         if hidden > 0 {
@@ -148,9 +165,7 @@ impl Chart for LineChart {
             (true, true) => self.draw_on(area, scale, legend, LogAxis(x), LogAxis(y)),
         }
     }
-}
 
-impl LineChart {
     fn x_range(&self) -> Range<f64> {
         Self::range(self.series.iter().flat_map(|s| s.points.iter().map(|p| p.0)), self.log_x, 0.0)
     }
@@ -205,9 +220,13 @@ impl LineChart {
             let stroke = colour.stroke_width(scale * if series.reference { 1 } else { 2 });
             let line = chart.draw_series(LineSeries::new(series.points.iter().copied(), stroke)).map_err(failed)?;
             let width = 22 * scale as i32;
-            line.label(legend_name(&series.name)).legend(move |(x, y)| PathElement::new([(x, y), (x + width, y)], stroke));
+            let line = line.label(legend_name(&series.name));
             if series.marked {
+                let mark = move || Circle::new((width / 2, 0), 4 * scale, colour.filled());
+                line.legend(move |at| EmptyElement::at(at) + PathElement::new([(0, 0), (width, 0)], stroke) + mark());
                 chart.draw_series(series.points.iter().map(|p| Circle::new(*p, 4 * scale, colour.filled()))).map_err(failed)?;
+            } else {
+                line.legend(move |(x, y)| PathElement::new([(x, y), (x + width, y)], stroke));
             }
         }
         draw_legend(&mut chart, legend, scale)?;
@@ -223,7 +242,13 @@ impl LineChart {
         let place = |p: &(f64, f64)| (share(p.0, x, self.log_x), share(p.1, y, self.log_y));
         // Points along the lines, not their ends alone.
         let mut along = Vec::new();
-        for series in self.series.iter().filter(|s| !s.reference) {
+        for series in &self.series {
+            // Ends of a band, and marks of what was not measured here; its lines may be hidden.
+            along.extend(series.band.iter().flat_map(|b| [(b.0, b.1), (b.0, b.2)]).map(|p| place(&p)));
+            if series.reference {
+                along.extend(series.points.iter().filter(|_| series.marked).map(place));
+                continue;
+            }
             let places: Vec<_> = series.points.iter().map(place).collect();
             for pair in places.windows(2) {
                 along.extend(
@@ -424,6 +449,9 @@ mod tests {
         let svg = chart.render(&folder.path().join("a")).unwrap();
         assert!(svg.contains("perplexity") && svg.contains("full") && svg.contains("<polygon"), "{svg}");
         assert!(std::fs::metadata(folder.path().join("a.png")).unwrap().len() > 2000);
+        // Zero is nowhere on a logarithmic axis.
+        let with_zero = LineChart { series: vec![Series::marked("zero", vec![(1.0, 2.0), (2.0, 0.0)])], ..chart.clone() };
+        with_zero.render(&folder.path().join("c")).unwrap();
         let empty = LineChart { series: Vec::new(), ..chart };
         empty.render(&folder.path().join("b")).unwrap();
     }

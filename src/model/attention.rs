@@ -5,10 +5,11 @@
 //! function; padding rows are zeroed **before** it, so that the outputs at real tokens do not depend on how much padding
 //! stands behind them.
 
-use super::layers::{Linear, Pass, ROW_BLOCK};
+use super::layers::{fp32_at_least, Linear, Pass, ROW_BLOCK};
 use super::parameters::Parameters;
 use super::projection::{Compressed, Projection};
 use crate::config::{AttentionBackend, AttentionKind, Backend, BiasOrder, Model, Order, Sharing};
+use crate::native::dropout::attention_with_dropout;
 use crate::native::fused::{attention, attention_is_fast, attention_is_supported, heads, spread_rows, take_rows, HeadWeights};
 use crate::native::NativeError;
 use tch::{Device, Kind, Tensor};
@@ -237,11 +238,15 @@ impl SelfAttention {
 
     fn by_libtorch(&self, q: &Tensor, to: &KeysAndValues, pass: &Pass) -> Result<Tensor, NativeError> {
         let (q, k, v, mask) = (self.split(q), self.split(&to.k), self.split(&to.v), to.mask.as_ref());
-        let out = if !self.stores_scores() && !pass.drops(self.dropout) {
-            Tensor::scaled_dot_product_attention(&q, &k, &v, mask, 0.0, false, None, false)
-        } else {
-            // libtorch's fused kernel draws its dropout from global state; ours needs the probabilities as a tensor.
+        let drops = pass.drops(self.dropout);
+        let out = if self.stores_scores() || drops && q.device() == Device::Cpu {
+            // On a CPU libtorch's kernel has no dropout of its own, and ours needs the probabilities as a tensor.
             pass.dropout(probabilities(&q, &k, mask), self.dropout, &self.place)?.matmul(&v)
+        } else if drops {
+            let drop = pass.drop(self.dropout, &self.place, self.heads * q.size()[2] * k.size()[2]);
+            attention_with_dropout(&q, &k, &v, mask, drop)?
+        } else {
+            Tensor::scaled_dot_product_attention(&q, &k, &v, mask, 0.0, false, None, false)
         };
         Ok(self.merge(&out))
     }
@@ -383,12 +388,12 @@ fn scores(q: &Tensor, k: &Tensor) -> Tensor {
     (q * (1.0 / (q.size()[3] as f64).sqrt())).matmul(&k.transpose(-2, -1))
 }
 
-/// softmax(Q K^T / sqrt(d)) with the sum of the softmax in fp32.
+/// softmax(Q K^T / sqrt(d)) with the sum of the softmax in fp32 at least.
 fn probabilities(q: &Tensor, k: &Tensor, mask: Option<&Tensor>) -> Tensor {
     let scores = scores(q, k);
     let scores = match mask {
         Some(mask) => scores.masked_fill(&mask.logical_not(), f64::NEG_INFINITY),
         None => scores,
     };
-    scores.softmax(-1, Kind::Float).to_kind(q.kind())
+    scores.softmax(-1, fp32_at_least(q.kind())).to_kind(q.kind())
 }

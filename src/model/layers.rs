@@ -46,7 +46,7 @@ impl<'a> Pass<'a> {
     }
 
     /// With dropout as a function of (seed, step). `first_sequence` is the place of the micro-batch in the step's batch:
-    /// the cut into micro-batches does not change what is dropped.
+    /// on a CPU the cut into micro-batches does not change what is dropped.
     pub fn training(kind: Kind, seed: u64, step: u64, first_sequence: i64) -> Self {
         Self { kind, dropout: Some(DropoutKey { seed, step, first_sequence }), watch: None, recomputes: false }
     }
@@ -106,6 +106,14 @@ impl<'a> Pass<'a> {
             }
             _ => Ok(x),
         }
+    }
+}
+
+/// What is summed up for a pass in `kind`: fp64 where gradients are checked in fp64, fp32 for all else.
+pub(super) fn fp32_at_least(kind: Kind) -> Kind {
+    match kind {
+        Kind::Double => Kind::Double,
+        _ => Kind::Float,
     }
 }
 

@@ -16,9 +16,9 @@ pub const EVALUATION_TOKENS: i64 = 16_384;
 /// Predictions of an evaluation whose logits are made at once.
 pub const EVALUATION_PREDICTIONS: i64 = 1024;
 /// Program, libtorch and its threads' buffers on a CPU, measured.
-const PROGRAM: f64 = 217.0 * 1048576.0;
-/// What the allocator takes for what comes and goes: pieces that later steps cannot use, measured after some steps.
-const ALLOCATOR: f64 = 1.3;
+const PROGRAM: f64 = 230.0 * 1048576.0;
+/// What the allocator takes for what comes and goes: a sixteenth that it may keep (src/native/memory.cpp), and small tensors, measured.
+const ALLOCATOR: f64 = 1.1;
 /// Rows whose sums are added up at once (`kRowChunk` in rows.h).
 const ROW_CHUNK: f64 = 128.0;
 
@@ -36,6 +36,9 @@ pub struct Memory {
     pub activations: f64,
     /// The most that is there beside activations: logits and their gradients, or what one block's backward pass makes.
     pub working: f64,
+    /// The widest moment of a step: activations that still stand, what is made there, and gradients that are there already: with
+    /// several micro-batches all of them.
+    pub step: f64,
     /// What an evaluation needs beside weights, moments and copies.
     pub evaluation: f64,
     /// The copy of weights and moments that is written in the background.
@@ -45,6 +48,7 @@ pub struct Memory {
 impl Memory {
     /// Of training by the masked-LM or classification head; the model has its vocabulary and positions.
     pub fn of_training(config: &Config, model: &Model) -> Self {
+        let config = &config.in_whole_sequences();
         let head = if config.data.task.is_some() { Head::Classification } else { Head::MaskedLm };
         let mut parameters = Parameters::uninitialised(Device::Cpu);
         let encoder = Encoder::new(&mut parameters, model);
@@ -69,28 +73,37 @@ impl Memory {
             gradients: 4.0 * all,
             activations: step.activations(),
             working: step.working(),
+            step: match config.train.micro_batch() < config.train.batch_size {
+                true => ALLOCATOR * step.widest(&[]) + 4.0 * all,
+                false => ALLOCATOR * step.widest(&layer_gradients(&parameters, model)),
+            },
             evaluation: step.evaluation(config.evaluation_sequences()),
             checkpoint: 12.0 * all,
         }
     }
 
-    /// At the widest moment. With several micro-batches the gradients are there all the time; a checkpoint on the way is still
-    /// written while the next steps are made.
+    /// At the widest moment. A checkpoint on the way is still written while the next steps are made.
     pub fn peak(&self, train: &Train) -> f64 {
-        let forward = ALLOCATOR * (self.activations + self.working);
-        let is_cut = train.micro_batch() < train.batch_size;
-        let step = if is_cut { forward + self.gradients } else { forward.max(self.gradients) }.max(self.evaluation);
+        let step = self.step.max(self.gradients).max(self.evaluation);
         let busy = if train.checkpoint_every > 0 { step + self.checkpoint } else { step.max(self.checkpoint) };
         self.program + self.weights + self.moments + self.copies + busy
     }
+}
+
+/// Of each layer, in bytes.
+fn layer_gradients(parameters: &Parameters, model: &Model) -> Vec<f64> {
+    let of = |layer: i64| {
+        let name = format!("roberta.encoder.layer.{layer}.");
+        parameters.trainable().filter(|p| p.name.starts_with(&name)).map(|p| 4.0 * p.tensor.numel() as f64).sum()
+    };
+    (0..model.num_hidden_layers).map(of).collect()
 }
 
 /// Bytes that the encoder's forward and backward pass over one sequence of n tokens needs, beside weights and gradients; stored
 /// scores are not counted.
 pub fn of_encoder(model: &Model, precision: Precision, n: i64) -> f64 {
     let config = one_sequence(model, precision, n);
-    let step = Step::new(&config, model, Head::Classification, 1.0);
-    step.activations() + step.working()
+    Step::new(&config, model, Head::Classification, 1.0).widest(&[])
 }
 
 /// Bytes that the encoder's forward pass over one sequence of n tokens needs beside the weights, where nothing is kept for a
@@ -183,16 +196,54 @@ impl<'a> Step<'a> {
     }
 
     fn activations(&self) -> f64 {
-        let embedding = self.t * (self.e * self.d + 24.0);
-        let layers: f64 = match self.config.train.recompute {
-            true => {
-                // The last layer is not run again where it makes few rows.
-                let (kept, last) = if self.last < self.t { (1, self.layer(self.layers() - 1)) } else { (0, 0.0) };
-                (self.layers() - kept) as f64 * self.e * self.t * self.d + last
-            }
-            false => (0..self.layers()).map(|l| self.layer(l)).sum(),
-        };
-        embedding + layers
+        self.embedding() + (0..self.layers()).map(|l| self.kept(l)).sum::<f64>()
+    }
+
+    fn embedding(&self) -> f64 {
+        self.t * (self.e * self.d + 24.0)
+    }
+
+    /// Rows that a layer makes.
+    fn rows(&self, layer: usize) -> f64 {
+        if layer + 1 == self.layers() {
+            self.last
+        } else {
+            self.t
+        }
+    }
+
+    /// Whether a layer is run again in the backward pass: the last one is not where it makes few rows.
+    fn is_recomputed(&self, layer: usize) -> bool {
+        self.config.train.recompute && !(layer + 1 == self.layers() && self.last < self.t)
+    }
+
+    /// Of a layer until its backward pass.
+    fn kept(&self, layer: usize) -> f64 {
+        if self.is_recomputed(layer) {
+            self.e * self.t * self.d
+        } else {
+            self.layer(layer)
+        }
+    }
+
+    /// The head's moment, or that of a layer's backward pass: what it and those below it have kept, what it makes, and the gradients of
+    /// the head and of the layers above, if `gradients` has them.
+    fn widest(&self, gradients: &[f64]) -> f64 {
+        let (vocabulary, matrix) = self.vocabulary();
+        let (mut kept, mut above) = (self.activations(), matrix);
+        let mut widest = kept + vocabulary;
+        for layer in (0..self.layers()).rev() {
+            let again = if self.is_recomputed(layer) { self.layer(layer) } else { 0.0 };
+            widest = widest.max(kept + again + self.feed_forward(self.rows(layer)) + above);
+            kept -= self.kept(layer);
+            above += gradients.get(layer).unwrap_or(&0.0);
+        }
+        widest
+    }
+
+    /// A feed-forward block's backward pass: gradients of its output, of the sum (twice), of h, GELU once more, and those of its weights.
+    fn feed_forward(&self, rows: f64) -> f64 {
+        self.e * rows * (3.0 * self.d + 2.0 * self.f) + 2.0 * self.d * self.f * if self.e < 4.0 { 6.0 } else { 4.0 }
     }
 
     /// Of the vocabulary's product: logits, later their gradient; the gradient of the matrix, in bf16 both ways; and partial
@@ -209,18 +260,8 @@ impl<'a> Step<'a> {
 
     fn working(&self) -> f64 {
         let (vocabulary, matrix) = self.vocabulary();
-        // A feed-forward block: gradients of its output, of the sum (twice), of h, and GELU once more. The last one, or the one
-        // before it, when what the last layer kept is free.
-        let is_chosen = self.last < self.t;
-        let recomputed = |layer: usize| if self.config.train.recompute { self.layer(layer) } else { 0.0 };
-        let weights = 2.0 * self.d * self.f * if self.e < 4.0 { 6.0 } else { 4.0 };
-        let feed_forward = |rows: f64| matrix + self.e * rows * (3.0 * self.d + 2.0 * self.f) + weights;
-        let last = self.layers() - 1;
-        if !is_chosen {
-            return vocabulary.max(feed_forward(self.t) + recomputed(last));
-        }
-        let before = if last > 0 { feed_forward(self.t) + recomputed(last - 1) - self.layer(last) } else { 0.0 };
-        vocabulary.max(feed_forward(self.last)).max(before)
+        let of = |layer: usize| self.feed_forward(self.rows(layer)) + if self.is_recomputed(layer) { self.layer(layer) } else { 0.0 };
+        (0..self.layers()).map(of).fold(vocabulary, |most, layer| most.max(matrix + layer))
     }
 
     /// A layer's widest moment without a backward pass: its input and output; keys and values of the sequences at work; of the

@@ -184,11 +184,13 @@ fn read(parsed: &SafeTensors, path: &Path, name: &str, expected: Option<&[i64]>)
     Ok(Tensor::from_data_size(view.data(), &found, Kind::Float))
 }
 
-/// A tensor's bytes in row-major order.
+/// A tensor as a file has it: row-major. Its bytes are copied one tensor at a time, when they are written.
 struct Bytes {
     dtype: Dtype,
     shape: Vec<usize>,
-    data: Vec<u8>,
+    /// Of an element.
+    size: usize,
+    tensor: Tensor,
 }
 
 impl Bytes {
@@ -200,9 +202,7 @@ impl Bytes {
             Kind::Half => (Dtype::F16, 2),
             _ => (Dtype::F32, 4),
         };
-        let mut data = vec![0; tensor.numel() * size];
-        tensor.copy_data_u8(&mut data, tensor.numel());
-        Self { dtype, shape: tensor.size().iter().map(|d| *d as usize).collect(), data }
+        Self { dtype, shape: tensor.size().iter().map(|d| *d as usize).collect(), size, tensor }
     }
 }
 
@@ -216,10 +216,12 @@ impl safetensors::View for Bytes {
     }
 
     fn data(&self) -> std::borrow::Cow<'_, [u8]> {
-        (&self.data).into()
+        let mut data = vec![0; self.data_len()];
+        self.tensor.copy_data_u8(&mut data, self.tensor.numel());
+        data.into()
     }
 
     fn data_len(&self) -> usize {
-        self.data.len()
+        self.tensor.numel() * self.size
     }
 }

@@ -4,6 +4,7 @@
 
 #include <ATen/core/grad_mode.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "rows.h"
@@ -54,30 +55,47 @@ void cut(const AdamItem& item, const AdamSettings& s, std::vector<linformer::Ada
   }
 }
 
-// libtorch's kernel, for other devices.
-void elsewhere(const AdamItem& item, const AdamSettings& s) {
-  const Tensor &weight = tensor_at(item.weight), step = tensor_at(item.step);
-  step.add_(1);
-  std::optional<Tensor> divisor;
-  if (s.gradient_divisor != 1.0) divisor = at::full({}, s.gradient_divisor, weight.options().dtype(at::kFloat));
-  const std::vector<Tensor> w{weight}, g{tensor_at(item.gradient)}, m{tensor_at(item.exp_avg)}, v{tensor_at(item.exp_avg_sq)}, t{step};
-  if (s.decoupled) at::_fused_adamw_(w, g, m, v, {}, t, s.lr, s.beta1, s.beta2, item.weight_decay, s.eps, false, false, divisor);
-  else at::_fused_adam_(w, g, m, v, {}, t, s.lr, s.beta1, s.beta2, item.weight_decay, s.eps, false, false, divisor);
+// libtorch's kernel, for other devices: all weights of one decay at once, nothing comes to the host.
+void elsewhere(const std::vector<const AdamItem*>& items, const AdamSettings& s) {
+  std::vector<double> decays;
+  for (const AdamItem* item : items)
+    if (std::find(decays.begin(), decays.end(), item->weight_decay) == decays.end()) decays.push_back(item->weight_decay);
+  for (const double decay : decays) {
+    std::vector<Tensor> w, g, m, v, t;
+    for (const AdamItem* item : items) {
+      if (item->weight_decay != decay) continue;
+      w.push_back(tensor_at(item->weight)), g.push_back(tensor_at(item->gradient));
+      m.push_back(tensor_at(item->exp_avg)), v.push_back(tensor_at(item->exp_avg_sq)), t.push_back(tensor_at(item->step));
+    }
+    at::_foreach_add_(t, 1);
+    std::optional<Tensor> divisor;
+    if (s.gradient_divisor != 1.0) divisor = at::full({}, s.gradient_divisor, w[0].options().dtype(at::kFloat));
+    if (s.decoupled) at::_fused_adamw_(w, g, m, v, {}, t, s.lr, s.beta1, s.beta2, decay, s.eps, false, false, divisor);
+    else at::_fused_adam_(w, g, m, v, {}, t, s.lr, s.beta1, s.beta2, decay, s.eps, false, false, divisor);
+  }
+}
+
+// Norms on other devices: one tensor of them comes to the host.
+void norms_elsewhere(const std::vector<Tensor>& gradients, double* norms) {
+  const Tensor all = at::stack(at::_foreach_norm(gradients, 2, at::kFloat)).to(at::kCPU, at::kDouble);
+  std::copy_n(all.const_data_ptr<double>(), gradients.size(), norms);
 }
 
 }  // namespace
 
-// One step in place on weights, moments and step counters (fp32 scalars, counted up here).
-extern "C" int linformer_adam_step(const AdamItem* items, int count, const AdamSettings* settings) {
+// One step in place on weights, moments and step counters (fp32 scalars, counted up here). `by_libtorch`: as on other devices.
+extern "C" int linformer_adam_step(const AdamItem* items, int count, const AdamSettings* settings, int by_libtorch) {
   LINFORMER_TRY
   at::NoGradGuard no_grad;
   std::vector<linformer::Adam> pieces;
   // The pieces point into them: a copy has to live until they are done.
   std::vector<Tensor> gradients;
+  std::vector<const AdamItem*> others;
   for (int i = 0; i < count; i++) {
-    if (tensor_at(items[i].weight).is_cpu()) cut(items[i], *settings, pieces, gradients);
-    else elsewhere(items[i], *settings);
+    if (!by_libtorch && tensor_at(items[i].weight).is_cpu()) cut(items[i], *settings, pieces, gradients);
+    else others.push_back(&items[i]);
   }
+  elsewhere(others, *settings);
   at::parallel_for(0, static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) linformer::kernels().adam(pieces[i]);
   });
@@ -92,10 +110,16 @@ extern "C" int linformer_adam_step(const AdamItem* items, int count, const AdamS
   LINFORMER_CATCH(-1)
 }
 
-// norms[i] receives the Euclidean norm of gradient i.
-extern "C" int linformer_gradient_norms(void** gradients, int count, double* norms) {
+// norms[i] receives the Euclidean norm of gradient i. `by_libtorch`: as on other devices.
+extern "C" int linformer_gradient_norms(void** gradients, int count, double* norms, int by_libtorch) {
   LINFORMER_TRY
   at::NoGradGuard no_grad;
+  if (count > 0 && (by_libtorch || !tensor_at(gradients[0]).is_cpu())) {
+    std::vector<Tensor> all;
+    for (int i = 0; i < count; i++) all.push_back(tensor_at(gradients[i]));
+    norms_elsewhere(all, norms);
+    return 0;
+  }
   struct Piece {
     const float* from;
     int64_t count;
@@ -104,7 +128,7 @@ extern "C" int linformer_gradient_norms(void** gradients, int count, double* nor
   std::vector<Piece> pieces;
   std::vector<Tensor> held;
   for (int i = 0; i < count; i++) {
-    held.push_back(tensor_at(gradients[i]).to(at::kCPU, at::kFloat).contiguous());
+    held.push_back(tensor_at(gradients[i]).to(at::kFloat).contiguous());
     for (int64_t at = 0; at < held[i].numel(); at += kChunk)
       pieces.push_back({held[i].const_data_ptr<float>() + at, std::min(kChunk, held[i].numel() - at), i});
   }

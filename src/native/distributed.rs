@@ -1,6 +1,6 @@
 //! c10d's store, its Gloo process group and the `Reducer` of DistributedDataParallel.
 
-use super::{last_error, raw, raw_list, NativeError};
+use super::{done, last_error, raw, raw_list, NativeError};
 use std::ffi::{c_char, c_int, c_void, CStr, CString};
 use std::time::Duration;
 use tch::{Kind, Tensor};
@@ -32,14 +32,6 @@ extern "C" {
     fn linformer_reducer_free(reducer: *mut c_void);
     fn linformer_reducer_prepare(reducer: *mut c_void) -> c_int;
     fn linformer_reducer_times(reducer: *mut c_void, out: *mut f64) -> c_int;
-}
-
-fn done(code: c_int) -> Result<(), NativeError> {
-    if code < 0 {
-        Err(last_error())
-    } else {
-        Ok(())
-    }
 }
 
 fn text(value: &str) -> Result<CString, NativeError> {

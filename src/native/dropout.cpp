@@ -1,15 +1,18 @@
-// Stateless dropout (philox.h): the same mask for any number of threads and any device, drawn again in the backward pass
-// instead of being stored.
+// Dropout as a function of (seed, purpose, step). On a CPU stateless (philox.h): the same mask for any number of threads and any cut
+// into micro-batches, drawn again in the backward pass instead of being stored. Elsewhere libtorch's fused dropout.
 #include "shim.h"
 
+#include <ATen/Context.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/functions/utils.h>
+
+#include <mutex>
 
 #include "rows.h"
 
 namespace ag = torch::autograd;
 using at::Tensor;
-using linformer::kPerBlock, linformer::Mask;
+using linformer::Mask;
 
 namespace {
 
@@ -25,64 +28,69 @@ Tensor apply_on_cpu(const Tensor& input, const Mask& mask) {
   return out;
 }
 
-// The same bits from tensor operations, for a device without a kernel of its own. 32-bit words live in int64.
-Tensor apply_by_tensor_operations(const Tensor& x, const Mask& mask) {
-  constexpr int64_t kLow = 0xffffffff;
-  const auto high = [](const Tensor& t) { return t.bitwise_right_shift(32).bitwise_and(kLow); };
-  const auto word = [](uint64_t v) { return static_cast<int64_t>(v & 0xffffffffull); };
-  const auto options = x.options().dtype(at::kLong);
-  const Tensor index = at::arange(x.numel(), options) + mask.offset;
-  const Tensor block = index.div(kPerBlock, "floor");
-  Tensor a = block.bitwise_and(kLow), b = high(block);
-  Tensor c = at::full_like(block, word(mask.nonce)), d = at::full_like(block, word(mask.nonce >> 32));
-  constexpr uint32_t kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u, kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;
-  uint32_t k0 = static_cast<uint32_t>(mask.key), k1 = static_cast<uint32_t>(mask.key >> 32);
-  for (int round = 0; round < 10; round++, k0 += kWeyl0, k1 += kWeyl1) {
-    const Tensor p0 = a * static_cast<int64_t>(kMultiplier0), p1 = c * static_cast<int64_t>(kMultiplier1);
-    a = high(p1).bitwise_xor(b).bitwise_xor(static_cast<int64_t>(k0));
-    c = high(p0).bitwise_xor(d).bitwise_xor(static_cast<int64_t>(k1));
-    b = p1.bitwise_and(kLow);
-    d = p0.bitwise_and(kLow);
-  }
-  const Tensor which = index.remainder(kPerBlock).div(2, "floor");
-  const Tensor drawn = at::where(which.eq(0), a, at::where(which.eq(1), b, at::where(which.eq(2), c, d)));
-  const Tensor bits = at::where(index.remainder(2).eq(1), drawn.bitwise_right_shift(16), drawn.bitwise_and(0xffff));
-  const Tensor keep = bits.ge(static_cast<int64_t>(mask.threshold())).view(x.sizes());
-  const Tensor scaled = (x.to(at::kFloat) * mask.scale()).to(x.scalar_type());
-  return at::where(keep, scaled, at::zeros({}, x.options()));
-}
-
-Tensor apply(const Tensor& x, const Mask& mask, bool by_tensor_operations) {
-  at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return by_tensor_operations || !x.is_cpu() ? apply_by_tensor_operations(x.contiguous(), mask) : apply_on_cpu(x, mask);
-}
-
 struct DropoutBackward final : ag::Node {
   Mask mask;
-  bool by_tensor_operations;
   ag::variable_list apply(ag::variable_list&& gradients) override {
     if (!gradients[0].defined() || !task_should_compute_output(0)) return {Tensor()};
-    return {::apply(gradients[0], mask, by_tensor_operations)};
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    return {apply_on_cpu(gradients[0], mask)};
   }
   std::string name() const override { return "StatelessDropoutBackward"; }
 };
 
-}  // namespace
-
-extern "C" void* linformer_dropout(void* tensor, double p, uint64_t key, uint64_t nonce, int64_t offset,
-                                   int by_tensor_operations) {
-  LINFORMER_TRY
-  const Tensor& x = *static_cast<Tensor*>(tensor);
-  TORCH_CHECK(p >= 0.0 && p < 1.0, "dropout probability ", p, " is not in [0, 1)");
-  const Mask mask{p, key, nonce, offset};
-  Tensor out = apply(x, mask, by_tensor_operations != 0);
+Tensor stateless(const Tensor& x, const Mask& mask) {
+  Tensor out;
+  {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    out = apply_on_cpu(x, mask);
+  }
   if (ag::compute_requires_grad(x)) {
     auto node = std::shared_ptr<DropoutBackward>(new DropoutBackward(), ag::deleteNode);
     node->mask = mask;
-    node->by_tensor_operations = by_tensor_operations != 0;
     node->set_next_edges(ag::collect_next_edges(x));
     ag::set_history(out, node);
   }
-  return new Tensor(out);
+  return out;
+}
+
+uint64_t mixed(uint64_t x) {  // splitmix64
+  x += 0x9E3779B97F4A7C15ull;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+  return x ^ (x >> 31);
+}
+
+// Starts the device's generator anew from the mask's numbers: what libtorch's fused dropout then draws is a function of them, as ours
+// is, if with other bits and bound to the cut into micro-batches. Whoever draws holds what is given until then.
+std::unique_lock<std::mutex> seeded(const at::Device& device, const Mask& mask) {
+  static std::mutex one_at_a_time;
+  std::unique_lock<std::mutex> held(one_at_a_time);
+  at::Generator generator = at::globalContext().defaultGenerator(device);
+  const std::lock_guard<std::mutex> lock(generator.mutex());
+  generator.set_current_seed(mixed(mixed(mixed(mask.key) ^ mask.nonce) ^ static_cast<uint64_t>(mask.offset)));
+  return held;
+}
+
+void check(const Mask& mask) { TORCH_CHECK(mask.p >= 0.0 && mask.p < 1.0, "dropout probability ", mask.p, " is not in [0, 1)"); }
+
+}  // namespace
+
+extern "C" void* linformer_dropout(void* tensor, const Mask* mask, int by_generator) {
+  LINFORMER_TRY
+  const Tensor& x = linformer::tensor_at(tensor);
+  check(*mask);
+  if (!by_generator && x.is_cpu()) return new Tensor(stateless(x, *mask));
+  const auto held = seeded(x.device(), *mask);
+  return new Tensor(std::get<0>(at::native_dropout(x, mask->p, true)));
+  LINFORMER_CATCH(nullptr)
+}
+
+// libtorch's attention with dropout of its probabilities: q, k, v [B, h, rows, hd], keep (bool, or null) broadcastable to [B, h, rows, keys].
+extern "C" void* linformer_attention_with_dropout(void* q, void* k, void* v, void* keep, const Mask* mask) {
+  LINFORMER_TRY
+  const auto tensor = linformer::tensor_at;
+  check(*mask);
+  const auto held = seeded(tensor(q).device(), *mask);
+  return new Tensor(at::scaled_dot_product_attention(tensor(q), tensor(k), tensor(v), linformer::tensor_or_none(keep), mask->p));
   LINFORMER_CATCH(nullptr)
 }

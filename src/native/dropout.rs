@@ -1,31 +1,45 @@
-//! Stateless dropout with its gradient.
+//! Dropout as a function of (seed, purpose, step), with its gradient.
 
-use super::{last_error, raw, NativeError};
+use super::fused::Drop;
+use super::{raw, taken, NativeError};
 use crate::random::Stream;
 use std::ffi::{c_int, c_void};
+use std::ptr::null_mut;
 use tch::Tensor;
 
 extern "C" {
-    fn linformer_dropout(x: *mut c_void, p: f64, key: u64, nonce: u64, offset: i64, by_tensor_operations: c_int) -> *mut c_void;
+    fn linformer_dropout(x: *mut c_void, mask: *const Drop, by_generator: c_int) -> *mut c_void;
+    fn linformer_attention_with_dropout(
+        q: *mut c_void,
+        k: *mut c_void,
+        v: *mut c_void,
+        keep: *mut c_void,
+        mask: *const Drop,
+    ) -> *mut c_void;
 }
 
-/// Zeroes each element of `x` with probability `p` and divides the others by `1 - p` (to 1/65536).
+/// Zeroes each element of `x` with probability `p` and divides the others by `1 - p`.
 ///
-/// Element i is dropped or kept by `stream` at index `offset + i` alone: give the position of the tensor's first element
-/// in the whole batch as `offset`, and the mask does not depend on how the batch is cut into micro-batches.
+/// On a CPU (p to 1/65536) element i is dropped or kept by `stream` at index `offset + i` alone: give the position of the tensor's
+/// first element in the whole batch as `offset`, and the mask does not depend on how the batch is cut into micro-batches. On
+/// another device the mask is drawn by libtorch's generator, started anew from `stream` and `offset`: other bits, and another cut
+/// has others, but the same call has the same mask.
 pub fn dropout(x: &Tensor, p: f64, stream: Stream, offset: i64) -> Result<Tensor, NativeError> {
     call(x, p, stream, offset, false)
 }
 
-fn call(x: &Tensor, p: f64, stream: Stream, offset: i64, by_tensor_operations: bool) -> Result<Tensor, NativeError> {
-    // SAFETY: `x` is a live tensor; the shim returns null or a tensor that it hands over.
-    unsafe {
-        let out = linformer_dropout(raw(x), p, stream.key, stream.nonce, offset, by_tensor_operations.into());
-        if out.is_null() {
-            return Err(last_error());
-        }
-        Ok(Tensor::from_ptr(out as *mut _))
-    }
+fn call(x: &Tensor, p: f64, stream: Stream, offset: i64, by_generator: bool) -> Result<Tensor, NativeError> {
+    // SAFETY: `x` is a live tensor.
+    taken(unsafe { linformer_dropout(raw(x), &Drop { p, stream, offset }, by_generator.into()) })
+}
+
+/// libtorch's attention, softmax(Q K^T / sqrt(d/h)) V with dropout of the probabilities, which are nowhere stored where the device
+/// has a fused kernel: q, k, v `[B, h, rows, d/h]`, keep (bool) broadcastable to `[B, h, rows, keys]`. By libtorch's generator, as
+/// [`dropout`] on other devices than a CPU.
+pub fn attention_with_dropout(q: &Tensor, k: &Tensor, v: &Tensor, keep: Option<&Tensor>, drop: Drop) -> Result<Tensor, NativeError> {
+    let keep = keep.map_or(null_mut(), raw);
+    // SAFETY: live tensors, or null for keep.
+    taken(unsafe { linformer_attention_with_dropout(raw(q), raw(k), raw(v), keep, &drop) })
 }
 
 #[cfg(test)]
@@ -58,14 +72,51 @@ mod tests {
         }
     }
 
+    /// What other devices have, on the CPU's generator.
     #[test]
-    fn tensor_operations_give_the_same_bits_as_the_kernel() {
-        for kind in [Kind::Float, Kind::BFloat16] {
-            let x = Tensor::arange(3 * 701, CPU).sin().view([3, 701]).to_kind(kind);
-            let a = call(&x, 0.1, stream(9), 12345, false).unwrap();
-            let b = call(&x, 0.1, stream(9), 12345, true).unwrap();
-            assert!(a.equal(&b), "{kind:?}");
-        }
+    fn the_generators_mask_is_a_function_of_its_numbers_alone() {
+        let x = Tensor::ones([200, 300], CPU).set_requires_grad(true);
+        let drawn = |seed, offset| call(&x, 0.25, stream(seed), offset, true).unwrap();
+        let first = drawn(1, 0);
+        let _ = drawn(9, 5);
+        assert!(first.equal(&drawn(1, 0)), "what was drawn before changes nothing");
+        assert!(!first.equal(&drawn(2, 0)) && !first.equal(&drawn(1, 60_000)));
+        let values = Vec::<f32>::try_from(first.detach().view(-1)).unwrap();
+        assert!(values.iter().all(|v| *v == 0.0 || (v - 4.0 / 3.0).abs() < 1e-6));
+        let dropped = values.iter().filter(|v| **v == 0.0).count() as f64 / values.len() as f64;
+        // 5 standard deviations of a binomial share.
+        assert!((dropped - 0.25).abs() < 5.0 * (0.25f64 * 0.75 / 6e4).sqrt(), "{dropped}");
+        first.sum(Kind::Float).backward();
+        assert!(x.grad().equal(&first.detach()), "the gradient has the same mask");
+    }
+
+    #[test]
+    fn attention_with_the_generators_dropout_is_a_function_of_its_numbers_alone() {
+        let cpu = (Kind::Double, Device::Cpu);
+        let wave = |rows: i64, seed: f64| (Tensor::arange(2 * 2 * rows * 8, cpu) * 0.7391 + seed).sin().view([2, 2, rows, 8]);
+        let (q, k, v) = (wave(5, 1.0).set_requires_grad(true), wave(7, 2.0), wave(7, 3.0));
+        let keep = Tensor::arange(7, (Kind::Int64, Device::Cpu)).lt_tensor(&Tensor::from_slice(&[4i64, 7]).view([2, 1, 1, 1]));
+        let drop = |seed| Drop { p: 0.3, stream: stream(seed), offset: 11 };
+        let run = |q: &Tensor, seed| attention_with_dropout(q, &k, &v, Some(&keep), drop(seed)).unwrap();
+        assert!(run(&q, 1).equal(&run(&q, 1)) && !run(&q, 1).equal(&run(&q, 2)));
+        // The mean over masks is what there is without dropout.
+        let whole = Tensor::scaled_dot_product_attention(&q, &k, &v, Some(&keep), 0.0, false, None, false);
+        let mean = Tensor::stack(&(0..2000).map(|seed| run(&q, seed).detach()).collect::<Vec<_>>(), 0).mean_dim(
+            [0i64].as_slice(),
+            false,
+            Kind::Double,
+        );
+        let worst = (mean - &whole).abs().max().double_value(&[]);
+        assert!(worst < 0.1, "{worst}");
+        // With one mask it is smooth: the gradient is its slope.
+        let weights = wave(5, 4.0);
+        let loss = |q: &Tensor| (run(q, 3) * &weights).sum(Kind::Double);
+        loss(&q).backward();
+        let direction = wave(5, 5.0);
+        let at = |by: f64| loss(&(q.detach() + &direction * by)).double_value(&[]);
+        let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
+        let gradient = (q.grad() * &direction).sum(Kind::Double).double_value(&[]);
+        assert!((slope - gradient).abs() < 1e-7 * gradient.abs().max(1.0), "{slope} {gradient}");
     }
 
     #[test]

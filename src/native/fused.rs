@@ -3,7 +3,7 @@
 //! On a CPU, in fp32 and bf16. Every one is held against its composition of libtorch operations in the tests.
 
 use super::weight::{Weight, WeightPointers};
-use super::{last_error, raw, NativeError};
+use super::{raw, taken, NativeError};
 use crate::random::Stream;
 use std::ffi::{c_int, c_void};
 use std::ptr::{null, null_mut};
@@ -256,14 +256,6 @@ pub fn attention_is_fast(kind: Kind, device: Device, head: i64) -> bool {
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, keep: Option<&Tensor>, heads: i64, drop: Drop) -> Result<Tensor, NativeError> {
     // SAFETY: live tensors, or null for keep.
     taken(unsafe { linformer_attention(raw(q), raw(k), raw(v), or_null(keep), heads, &drop) })
-}
-
-fn taken(pointer: *mut c_void) -> Result<Tensor, NativeError> {
-    if pointer.is_null() {
-        return Err(last_error());
-    }
-    // SAFETY: a tensor that the shim hands over.
-    Ok(unsafe { Tensor::from_ptr(pointer as *mut _) })
 }
 
 #[cfg(test)]

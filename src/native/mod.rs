@@ -33,7 +33,7 @@ pub mod recompute;
 pub mod runtime;
 pub mod weight;
 
-use std::ffi::{c_char, c_void, CStr};
+use std::ffi::{c_char, c_int, c_void, CStr};
 use tch::Tensor;
 
 /// A failure inside libtorch or the shim.
@@ -56,6 +56,24 @@ fn last_error() -> NativeError {
     // SAFETY: the shim returns a NUL-terminated string that lives until the next failure on this thread.
     let text = unsafe { CStr::from_ptr(linformer_last_error()) }.to_string_lossy().into_owned();
     NativeError(first_line(&text))
+}
+
+/// What a call of the shim says of itself: negative is a failure.
+fn done(status: c_int) -> Result<(), NativeError> {
+    if status < 0 {
+        Err(last_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// A tensor that the shim hands over; null is a failure.
+fn taken(pointer: *mut c_void) -> Result<Tensor, NativeError> {
+    if pointer.is_null() {
+        return Err(last_error());
+    }
+    // SAFETY: the shim gives tensors of its own making, each once.
+    Ok(unsafe { Tensor::from_ptr(pointer as *mut _) })
 }
 
 /// libtorch's messages carry a C++ backtrace from the second line on.

@@ -1,7 +1,7 @@
 //! Recomputation: a part of the model that keeps its input alone and is run forward once more in the backward pass.
 
 use super::panics::catch;
-use super::{last_error, raw, raw_list, NativeError};
+use super::{raw, raw_list, taken, NativeError};
 use std::ffi::{c_char, c_int, c_void};
 use tch::Tensor;
 
@@ -48,10 +48,5 @@ extern "C" fn release(closure: *mut c_void) {
 pub fn recompute(x: &Tensor, weights: &[Tensor], part: Part) -> Result<Tensor, NativeError> {
     let closure = Box::into_raw(Box::new(part)) as *mut c_void;
     // SAFETY: live tensors; the closure is the shim's, which drops it by `release`.
-    let out = unsafe { linformer_recompute(raw(x), raw_list(weights).as_mut_ptr(), weights.len() as c_int, closure, run, release) };
-    if out.is_null() {
-        return Err(last_error());
-    }
-    // SAFETY: a tensor that the shim hands over.
-    Ok(unsafe { Tensor::from_ptr(out as *mut _) })
+    taken(unsafe { linformer_recompute(raw(x), raw_list(weights).as_mut_ptr(), weights.len() as c_int, closure, run, release) })
 }

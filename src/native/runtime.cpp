@@ -1,10 +1,10 @@
-// Facts about libtorch and the process: version, CPU kernels, memory allocator.
+// Facts about libtorch and its devices: version, CPU kernels, what a GPU does and holds.
 #include "shim.h"
 
 #include <ATen/ATen.h>
+#include <ATen/DeviceAccelerator.h>
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
-#include <malloc.h>
 #include <torch/version.h>
 
 #include "kernels/amx.h"
@@ -31,16 +31,33 @@ extern "C" const char* linformer_cpu_capability() {
   return capability.c_str();
 }
 
-// glibc gives large buffers back to the kernel when they are freed and maps (and clears) them anew at the next step.
-// Keeping them costs memory that the next step would take anyway. No threshold: it is an int, and buffers beyond 2 GiB are
-// where a page fault for every 4 KiB hurts most.
-extern "C" void linformer_keep_freed_memory() {
-  mallopt(M_MMAP_MAX, 0);
-  mallopt(M_TRIM_THRESHOLD, -1);
+// Waits until a GPU has done what it was given.
+extern "C" int linformer_wait_for_gpu(int index) {
+  LINFORMER_TRY
+  at::accelerator::synchronizeDevice(static_cast<c10::DeviceIndex>(index));
+  return 0;
+  LINFORMER_CATCH(-1)
 }
 
-// Gives what is free back to the kernel, so that what is resident afterwards is in use.
-extern "C" void linformer_give_back_freed_memory() { malloc_trim(0); }
+// Gives back what libtorch keeps on GPUs for later use.
+extern "C" int linformer_empty_gpu_cache() {
+  LINFORMER_TRY
+  at::accelerator::emptyCache();
+  return 0;
+  LINFORMER_CATCH(-1)
+}
+
+// Bytes that libtorch has handed out on a GPU: now, and the most since the last call that asked for a new start.
+extern "C" int linformer_gpu_bytes(int index, int starts_anew, int64_t* now, int64_t* most) {
+  LINFORMER_TRY
+  const auto device = static_cast<c10::DeviceIndex>(index);
+  const auto stats = at::accelerator::getDeviceStats(device);
+  const auto& all = stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)];
+  *now = all.current, *most = all.peak;
+  if (starts_anew) at::accelerator::resetPeakStats(device);
+  return 0;
+  LINFORMER_CATCH(-1)
+}
 
 // How many threads at::parallel_for really uses from this library: 1 here although libtorch reports more means that
 // this file was compiled without OpenMP.

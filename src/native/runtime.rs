@@ -1,8 +1,10 @@
 //! Start-up of libtorch and facts about it.
 
+use super::{done, NativeError};
 use std::ffi::{c_char, c_int, CStr};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use tch::Device;
 
 extern "C" {
     fn linformer_torch_version() -> *const c_char;
@@ -11,7 +13,12 @@ extern "C" {
     fn linformer_has_tiles() -> c_int;
     fn linformer_keep_freed_memory();
     fn linformer_give_back_freed_memory();
+    #[cfg(test)]
+    fn linformer_large_blocks(in_use: *mut i64, kept: *mut i64, most: *mut i64);
     fn linformer_parallel_chunks() -> c_int;
+    fn linformer_empty_gpu_cache() -> c_int;
+    fn linformer_wait_for_gpu(index: c_int) -> c_int;
+    fn linformer_gpu_bytes(index: c_int, starts_anew: c_int, now: *mut i64, most: *mut i64) -> c_int;
 }
 
 fn text(pointer: *const c_char) -> String {
@@ -75,6 +82,19 @@ fn error_chain(error: &dyn std::error::Error) -> String {
     error.source().map_or_else(|| error.to_string(), |source| source.to_string())
 }
 
+/// The GPUs that libtorch sees once its CUDA part is loaded, and what kept it from that.
+pub fn visible_gpus() -> (usize, Option<String>) {
+    let reason = load_cuda().err();
+    (usize::try_from(tch::Cuda::device_count()).unwrap_or(0), reason)
+}
+
+/// So many threads for libtorch; 0: its own choice.
+pub fn use_threads(threads: i64) {
+    if threads > 0 {
+        tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
+    }
+}
+
 /// Whether libtorch_cpu brings c10d's Gloo process group (the engine of distributed training).
 pub fn has_gloo() -> bool {
     use libloading::os::unix::Library;
@@ -82,14 +102,15 @@ pub fn has_gloo() -> bool {
     unsafe { Library::this().get::<*const ()>(b"_ZTIN4c10d16ProcessGroupGlooE\0").is_ok() }
 }
 
-/// Keeps freed memory in the process: glibc otherwise maps and clears large buffers anew at every step.
+/// Keeps the freed memory of large tensors for others of their size (glibc otherwise maps and clears it anew at every step), with no
+/// more in all than were in use at once.
 pub fn keep_freed_memory() {
-    // SAFETY: sets two malloc parameters.
+    // SAFETY: sets libtorch's allocator and two malloc parameters; what was allocated before is freed as it was to be.
     unsafe { linformer_keep_freed_memory() }
 }
 
 /// Gives freed memory back: [`resident_bytes`] is then what is in use.
-pub fn give_back_freed_memory() {
+fn give_back_freed_memory() {
     // SAFETY: no arguments.
     unsafe { linformer_give_back_freed_memory() }
 }
@@ -109,16 +130,16 @@ pub fn restart_with_short_spin() {
 }
 
 /// Bytes of this process that are in memory now.
-pub fn resident_bytes() -> Option<u64> {
+fn resident_bytes() -> Option<u64> {
     status_bytes("VmRSS:")
 }
 
-/// The most that was in memory since the start or [`reset_peak_memory`].
+/// The most bytes of this process that were in memory since its start, or since its peak was last reset.
 pub fn peak_bytes() -> Option<u64> {
     status_bytes("VmHWM:")
 }
 
-pub fn reset_peak_memory() -> std::io::Result<()> {
+fn reset_peak_memory() -> std::io::Result<()> {
     std::fs::write("/proc/self/clear_refs", "5")
 }
 
@@ -126,6 +147,52 @@ fn status_bytes(name: &str) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kibibytes| kibibytes * 1024)
+}
+
+/// Waits until the device has done what it was given; a CPU has.
+pub fn wait_for(device: Device) -> Result<(), NativeError> {
+    match device {
+        // SAFETY: a plain number.
+        Device::Cuda(index) => done(unsafe { linformer_wait_for_gpu(index as c_int) }),
+        _ => Ok(()),
+    }
+}
+
+/// Gives freed memory back, that of the device too.
+pub fn give_back_memory_of(device: Device) -> Result<(), NativeError> {
+    give_back_freed_memory();
+    match device {
+        // SAFETY: no arguments.
+        Device::Cuda(_) => done(unsafe { linformer_empty_gpu_cache() }),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes that are in use on the device now, with its peak counted anew from here on: of this process on a CPU, of what libtorch handed
+/// out on a GPU.
+pub fn start_peak_of(device: Device) -> Result<u64, NativeError> {
+    if let Device::Cuda(index) = device {
+        return gpu_bytes(index, true).map(|(now, _)| now);
+    }
+    give_back_freed_memory();
+    let before = resident_bytes().ok_or_else(|| NativeError::new("/proc/self/status does not say what is resident"))?;
+    reset_peak_memory().map_err(|e| NativeError::new(&format!("/proc/self/clear_refs: {e}")))?;
+    Ok(before)
+}
+
+/// The most bytes on the device since [`start_peak_of`].
+pub fn peak_of(device: Device) -> Result<u64, NativeError> {
+    match device {
+        Device::Cuda(index) => gpu_bytes(index, false).map(|(_, most)| most),
+        _ => peak_bytes().ok_or_else(|| NativeError::new("/proc/self/status does not say what the peak was")),
+    }
+}
+
+fn gpu_bytes(index: usize, starts_anew: bool) -> Result<(u64, u64), NativeError> {
+    let (mut now, mut most) = (0, 0);
+    // SAFETY: room for two numbers.
+    done(unsafe { linformer_gpu_bytes(index as c_int, starts_anew.into(), &mut now, &mut most) })?;
+    Ok((now.max(0) as u64, most.max(0) as u64))
 }
 
 /// Asks a child to stop, as `kill PID` does.
@@ -163,6 +230,38 @@ mod tests {
     #[test]
     fn the_shim_uses_the_threads_of_libtorch() {
         assert!(shim_is_parallel());
+    }
+
+    /// In use, kept, the most in use, of all tests' large tensors.
+    fn blocks() -> (i64, i64, i64) {
+        let (mut in_use, mut kept, mut most) = (0, 0, 0);
+        // SAFETY: room for three numbers.
+        unsafe { linformer_large_blocks(&mut in_use, &mut kept, &mut most) };
+        (in_use, kept, most)
+    }
+
+    #[test]
+    fn large_tensors_take_the_memory_of_others_and_never_more_than_was_in_use() {
+        use tch::{Kind, Tensor};
+        keep_freed_memory();
+        let of = |mib: i64| Tensor::ones([mib << 18], (Kind::Float, Device::Cpu));
+        let large = of(50);
+        assert!(blocks().0 >= 50 << 20);
+        drop(large);
+        // Sizes that grow and shrink, many at once and few: what a heap is torn by.
+        for round in 0..200i64 {
+            let held: Vec<Tensor> = (0..1 + round % 7).map(|i| of(1 + (round * 13 + i * 5) % 23)).collect();
+            for t in &held {
+                assert_eq!(t.mean(Kind::Double).double_value(&[]), 1.0);
+                let _ = t.shallow_clone().fill_(2.0);
+            }
+            let (in_use, kept, most) = blocks();
+            assert!(in_use + kept <= most + most / 16, "round {round}: {in_use} in use, {kept} kept, at most {most}");
+        }
+        let pointer = of(37).data_ptr();
+        assert_eq!(of(37).data_ptr(), pointer, "the next of its size has the same memory");
+        give_back_freed_memory();
+        assert!(blocks().1 < 30 << 20, "{} kept", blocks().1);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A weight matrix in fp32, with a copy in bf16 for products in bf16.
 
-use super::{last_error, raw, NativeError};
+use super::{done, raw, NativeError};
 use std::ffi::{c_int, c_void};
 use tch::{Device, Kind, Tensor};
 
@@ -45,10 +45,7 @@ impl Weight {
     /// Makes the bf16 copy now.
     pub fn make_copy(&self) -> Result<(), NativeError> {
         // SAFETY: live tensors.
-        match unsafe { linformer_make_copy(&self.pointers()) } {
-            0 => Ok(()),
-            _ => Err(last_error()),
-        }
+        done(unsafe { linformer_make_copy(&self.pointers()) })
     }
 
     /// The parameter cast where it is used, with the cast in the graph.

@@ -22,12 +22,36 @@ pub enum CheckpointError {
     NoRoom { path: PathBuf, free: u64, needed: u64 },
     #[error("{path}: {source}")]
     Read { path: PathBuf, source: io::Error },
+    #[error("{path}: {source}; a checkpoint that cannot be read may be whole: mount its disk, correct its permissions, or move it away")]
+    Unreadable { path: PathBuf, source: io::Error },
     #[error("{path}: {message}")]
     Invalid { path: PathBuf, message: String },
     #[error(transparent)]
-    Seal(#[from] SealError),
-    #[error(transparent)]
     Weights(#[from] WeightsError),
+}
+
+impl CheckpointError {
+    /// What is missing or cut off is damaged; any other failure (no permission, a disk that fails) says nothing of what is there.
+    fn read(path: PathBuf, source: io::Error) -> Self {
+        let leads_nowhere = |path: &Path| path.is_symlink() && !path.exists();
+        match source.kind() {
+            // A link to a disk that is not mounted.
+            io::ErrorKind::NotFound if leads_nowhere(&path) || path.parent().is_some_and(leads_nowhere) => {
+                Self::Unreadable { path, source }
+            }
+            io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => Self::Read { path, source },
+            _ => Self::Unreadable { path, source },
+        }
+    }
+}
+
+impl From<SealError> for CheckpointError {
+    fn from(error: SealError) -> Self {
+        match error {
+            SealError::Read { path, source } => Self::read(path, source),
+            SealError::Broken { path, message } => Self::Invalid { path, message },
+        }
+    }
 }
 
 /// A checkpoint that was found valid.
@@ -37,23 +61,32 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// The newest valid checkpoint below `folder`, if any; damaged ones are named in the second list.
+    /// The newest valid checkpoint below `folder`, if any; damaged ones are named in the second list. Where something cannot be read, it
+    /// alone is named and no checkpoint given: it may be a newer one, and whole.
     pub fn latest(folder: &Path) -> (Option<Self>, Vec<String>) {
+        Self::to_resume(folder).unwrap_or_else(|error| (None, vec![error.to_string()]))
+    }
+
+    /// The same for a run that goes on from it, or begins if there is none, and so overwrites what comes after: what cannot be read
+    /// is an error.
+    pub fn to_resume(folder: &Path) -> Result<(Option<Self>, Vec<String>), CheckpointError> {
+        let found = find(folder).map_err(|source| CheckpointError::Unreadable { path: folder.into(), source })?;
         let mut damaged = Vec::new();
-        for (_, path) in list(folder).into_iter().rev() {
+        for (_, path) in found.into_iter().rev() {
             match Self::open(&path) {
-                Ok(checkpoint) => return (Some(checkpoint), damaged),
+                Ok(checkpoint) => return Ok((Some(checkpoint), damaged)),
+                Err(error @ CheckpointError::Unreadable { .. }) => return Err(error),
                 Err(error) => damaged.push(error.to_string()),
             }
         }
-        (None, damaged)
+        Ok((None, damaged))
     }
 
     /// Checks a checkpoint's folder against its manifest.
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
         let format = verify(folder, &FILES, 1..=FORMAT)?;
         let path = folder.join(FILES[0]);
-        let text = fs::read_to_string(&path).map_err(|source| CheckpointError::Read { path: path.clone(), source })?;
+        let text = fs::read_to_string(&path).map_err(|source| CheckpointError::read(path.clone(), source))?;
         let state = State::read(&text, format).map_err(|message| CheckpointError::Invalid { path, message })?;
         Ok(Self { folder: folder.into(), state })
     }
@@ -72,23 +105,32 @@ pub fn step_name(step: u64) -> String {
     format!("step-{step:08}")
 }
 
-/// Checkpoint folders by step, ascending; at one step the replaced one (`.old`) before the new one.
-pub(super) fn list(folder: &Path) -> Vec<(u64, PathBuf)> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+/// Checkpoint folders by step, ascending; at one step the replaced one (`.old`) before the new one. None if there is no `folder`.
+fn find(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    let entries = match fs::read_dir(folder) {
+        // A link that leads nowhere is another matter: what it leads to may be a disk that is not mounted.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(folder).is_err() => return Ok(Vec::new()),
+        entries => entries?.collect::<io::Result<Vec<_>>>()?,
+    };
     let step_of = |path: PathBuf| {
         let name = path.file_name()?.to_str()?.strip_prefix("step-")?;
         let (digits, is_new) = name.strip_suffix(".old").map_or((name, true), |digits| (digits, false));
         Some((digits.parse::<u64>().ok()?, is_new, path))
     };
-    let mut found: Vec<_> = entries.filter_map(|e| step_of(e.path())).collect();
+    let mut found: Vec<_> = entries.into_iter().filter_map(|e| step_of(e.path())).collect();
     found.sort();
-    found.into_iter().map(|(step, _, path)| (step, path)).collect()
+    Ok(found.into_iter().map(|(step, _, path)| (step, path)).collect())
+}
+
+/// The same, to tidy up: what cannot be read is left alone.
+pub(super) fn list(folder: &Path) -> Vec<(u64, PathBuf)> {
+    find(folder).unwrap_or_default()
 }
 
 /// Renames every checkpoint after `step` out of the way: a run that goes on from there makes its own. They are damaged, or
 /// were left behind on purpose.
 pub fn set_aside_after(folder: &Path, step: u64) -> io::Result<()> {
-    for (_, path) in list(folder).into_iter().filter(|(later, _)| *later > step) {
+    for (_, path) in find(folder)?.into_iter().filter(|(later, _)| *later > step) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let aside = folder.join(format!("abandoned-{name}"));
         if aside.exists() {

@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_checksum_sees_one_bit_and_the_order() {
-        let t = Tensor::randn([1000], (Kind::Float, Device::Cpu));
+        let t = (Tensor::arange(1000, (Kind::Float, Device::Cpu)) * 0.7391).sin();
         let same = t.copy();
         assert_eq!(checksum(&t), checksum(&same));
         let mut swapped = t.copy();

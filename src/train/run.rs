@@ -69,6 +69,11 @@ pub const MAY_CHANGE: [&str; 21] = [
     "data.cache_dir",
 ];
 
+/// Whether a key is a setting of an experiment, and not where a run is or how often it is looked at.
+pub fn is_setting(key: &str) -> bool {
+    !MAY_CHANGE.contains(&key) || key == "train.max_steps"
+}
+
 /// A run's folder, made or opened.
 pub struct RunFolder {
     pub path: PathBuf,
@@ -104,9 +109,10 @@ impl RunFolder {
         let now = serde_json::to_value(config).unwrap_or_default();
         if exists {
             // Through the type: a key that this run's program did not know had its default.
-            run.refuse_changes(&serde_json::to_value(read_config(path)?).unwrap_or_default(), &now, "")?;
+            let was = read_config(path)?;
+            run.refuse_changes(&serde_json::to_value(&was).unwrap_or_default(), &now, "")?;
             run.refuse_changes(&read_json(&path.join("inputs.json"))?, inputs, "inputs")?;
-            let done = |s: &Value| s["total_steps"].as_u64() == Some(total_steps);
+            let done = |s: &Value| s["total_steps"].as_u64() == Some(total_steps) && !would_go_on(s, &was, config);
             run.done = read_summary(path).filter(|s| *resume == Resume::Auto && done(s));
             if run.done.is_some() {
                 return Ok(run);
@@ -147,7 +153,7 @@ impl RunFolder {
             }
             self.checkpoint = Some(Checkpoint::open(folder)?);
         } else {
-            (self.checkpoint, self.damaged) = Checkpoint::latest(&checkpoints);
+            (self.checkpoint, self.damaged) = Checkpoint::to_resume(&checkpoints)?;
         }
         let step = self.checkpoint.as_ref().map_or(0, |c| c.state.step);
         set_aside_after(&checkpoints, step).map_err(failed(&checkpoints))
@@ -249,6 +255,7 @@ pub fn environment(device: &str, peak_tflops: f64) -> Value {
         "libtorch": runtime::torch_version(),
         "device": device,
         "cpu": cpu_model(),
+        "gpus": if device.starts_with("cuda") { json!(gpu_models()) } else { Value::Null },
         "cpu_capability": runtime::cpu_capability(),
         "kernels": runtime::kernels(),
         "tiles": runtime::has_tiles(),
@@ -259,9 +266,9 @@ pub fn environment(device: &str, peak_tflops: f64) -> Value {
     })
 }
 
-/// [`environment`] of a measurement on the CPU that is done, with the seconds that the program took for it.
-pub fn environment_at_end() -> Value {
-    let mut value = environment("cpu", 0.0);
+/// [`environment`] of a measurement that is done, with the seconds that the program took for it.
+pub fn environment_at_end(device: &str) -> Value {
+    let mut value = environment(device, 0.0);
     if let (Some(wall), Some(now)) = (runtime::seconds_since_start(), value["started"].as_f64()) {
         value["wall_seconds"] = json!(wall);
         value["started"] = json!((now - wall).round() as u64);
@@ -280,6 +287,14 @@ pub fn cpu_model() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim().to_string()));
     model.unwrap_or_else(|| "unknown".into())
+}
+
+/// The GPUs' names by their driver.
+fn gpu_models() -> Vec<String> {
+    let gpus = fs::read_dir("/proc/driver/nvidia/gpus").into_iter().flatten().flatten();
+    let mut facts: Vec<String> = gpus.filter_map(|gpu| fs::read_to_string(gpu.path().join("information")).ok()).collect();
+    facts.sort();
+    facts.iter().filter_map(|text| Some(text.lines().find_map(|line| line.strip_prefix("Model:"))?.trim().to_string())).collect()
 }
 
 /// Of the file that runs, wherever it is by now: the revision says what the sources are, not what they were when it was built.
@@ -325,6 +340,16 @@ fn lock(path: &Path) -> Result<File, RunError> {
 /// Whether a process holds the run's lock. Nothing is made or changed.
 pub fn is_running(run: &Path) -> bool {
     File::open(run.join("lock")).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
+
+/// Whether a run with this summary, made with one config, would go on with another: it stopped before its last step, which a run with
+/// a summary does for want of patience, and is given more. A patience of 0 never ends.
+pub fn would_go_on(summary: &Value, was: &Config, now: &Config) -> bool {
+    let evaluations = |config: &Config| match config.train.early_stopping_patience {
+        0 => u64::MAX,
+        patience => patience,
+    };
+    summary["steps"] != summary["total_steps"] && evaluations(now) > evaluations(was)
 }
 
 /// Calls `found` for every key that has two values, in order.

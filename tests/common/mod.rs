@@ -87,14 +87,16 @@ pub fn ran(output: Output) -> Ran {
 }
 
 /// A model that a step of takes milliseconds.
+/// On the device that LINFORMER_TEST_DEVICE names.
 pub fn tiny() -> Value {
+    let device = std::env::var("LINFORMER_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
     json!({
         "model": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
                   "attention": {"k": 4, "sharing": "key_value"}},
         "data": {"corpus": "text", "tokenizer": "byte_bpe", "vocab_size": 300, "cache_dir": "cache", "sequence_length": 16,
                  "validation_fraction": 0.2, "max_validation_sequences": 16},
         "train": {"max_steps": 6, "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 2, "log_every": 2, "eval_every": 3, "checkpoint_every": 3},
-        "run": {"dir": "run"}
+        "run": {"dir": "run", "device": device}
     })
 }
 

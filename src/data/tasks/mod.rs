@@ -11,6 +11,7 @@ pub mod table;
 
 use super::readers::{self, by_name, Format};
 use super::DataError;
+use crate::config::validate::is_label;
 use crate::config::{OwnTask, TaskChoice};
 use crate::eval::Metric;
 use serde::{Deserialize, Serialize};
@@ -133,12 +134,16 @@ impl TaskSpec {
         let mut labels = BTreeSet::new();
         for path in &self.train {
             if path.is_dir() {
-                labels.extend(folders(path)?);
+                for label in folders(path)? {
+                    check_label(&label).map_err(|message| DataError::Task(format!("{}: {message}", path.display())))?;
+                    labels.insert(label);
+                }
                 continue;
             }
-            for row in readers::open(path, &rows::options(path, self.header, &[&self.label]))? {
-                let label = row.ok().and_then(|row| row.get(&self.label).map(str::to_string)).filter(|l| !l.is_empty());
-                labels.extend(label);
+            for row in readers::open(path, &rows::options(path, self.header, &[&self.label]))?.flatten() {
+                let Some(label) = row.get(&self.label).filter(|label| !label.is_empty()) else { continue };
+                check_label(label).map_err(|message| row.error(message))?;
+                labels.insert(label.to_string());
                 if labels.len() > MOST_LABELS {
                     let message = format!("column \"{}\" has more than {MOST_LABELS} different labels, expected fewer; for numbers set data.task.kind to regression", self.label);
                     return Err(DataError::Row { path: path.clone(), line: 1, message });
@@ -167,13 +172,13 @@ impl TaskSpec {
     /// The class of a label, or the number of a regression.
     pub fn label_of(&self, text: &str) -> Result<f64, String> {
         if self.is_regression() {
-            return text.trim().parse::<f64>().ok().filter(|v| v.is_finite()).ok_or_else(|| format!("label \"{text}\", expected a number"));
+            return text.trim().parse::<f64>().ok().filter(|v| v.is_finite()).ok_or_else(|| format!("label {text:?}, expected a number"));
         }
         let by_name = self.labels.iter().position(|label| label == text);
         let by_number = || text.parse::<usize>().ok().filter(|class| self.numbered_labels && *class < self.labels.len());
         let class = by_name.or_else(by_number).map(|c| c as f64);
         class.ok_or_else(|| {
-            let found = if text.is_empty() { "an empty label".into() } else { format!("label \"{text}\"") };
+            let found = if text.is_empty() { "an empty label".into() } else { format!("label {text:?}") };
             format!("{found}, expected one of {}", self.labels.join(", "))
         })
     }
@@ -211,6 +216,12 @@ fn hub_files(folder: &Path, stem: &str) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = entries.filter(belongs).collect();
     files.sort();
     files
+}
+
+/// A label that is found in the data goes into the run's config, whose rule it has to keep.
+fn check_label(label: &str) -> Result<(), String> {
+    let message = || format!("label {label:?}, expected text on one line without tabs; correct it, or list the labels in data.task.labels");
+    is_label(label).then_some(()).ok_or_else(message)
 }
 
 fn folders(path: &Path) -> Result<Vec<String>, DataError> {

@@ -8,11 +8,12 @@ use super::leaks::{same_text, same_words};
 use super::rows::{read, text_files, Skipped, TextRow, Want};
 use super::{Example, TaskSpec};
 use crate::config::{Config, OnError, OnOverlap};
+use crate::data::once::made_once;
 use crate::data::token_file::{Origin, TokenFile, TokenWriter};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::DataError;
 use crate::digest::{file_sha256, hex, sha256};
-use crate::durable::{publish, seal, verify, MANIFEST};
+use crate::durable::verify;
 use crate::native::mapped::MappedFile;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -164,9 +165,10 @@ pub fn prepare(spec: &TaskSpec, tokenizer: &Tokenizer, settings: &Settings) -> R
     let tokenizer_id = hex(&origin.tokenizer_sha256);
     let fingerprint = fingerprint(spec, &tokenizer_id, settings)?;
     let folder = settings.cache_dir.join(format!("task-{}-{}-{}", slug(&spec.name), &tokenizer_id[..4], &fingerprint[..12]));
-    if !folder.join(MANIFEST).exists() {
-        write(spec, tokenizer, &origin, settings, &folder)?;
-    }
+    made_once(&folder, FORMAT, |aside| {
+        write_into(spec, tokenizer, &origin, settings, aside)?;
+        Ok(file_names(spec))
+    })?;
     open(spec, &folder, &origin)
 }
 
@@ -259,30 +261,7 @@ fn checksum(spec: &TaskSpec, files: &[PathBuf]) -> Result<String, DataError> {
     })
 }
 
-/// One process at a time: another that wants the same waits, and finds it made.
-fn write(spec: &TaskSpec, tokenizer: &Tokenizer, origin: &Origin, settings: &Settings, folder: &Path) -> Result<(), DataError> {
-    let (aside, lock) = (folder.with_extension("tmp"), folder.with_extension("lock"));
-    std::fs::create_dir_all(settings.cache_dir).map_err(DataError::io(settings.cache_dir))?;
-    let held = File::create(&lock).map_err(DataError::io(&lock))?;
-    held.lock().map_err(DataError::io(&lock))?;
-    if folder.join(MANIFEST).exists() {
-        return Ok(());
-    }
-    let result = write_into(spec, tokenizer, origin, settings, &aside).and_then(|()| {
-        let names = file_names(spec);
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        seal(&aside, &names, FORMAT).map_err(|(path, source)| DataError::Io { path, source })?;
-        publish(&aside, folder).map_err(DataError::io(folder))
-    });
-    if result.is_err() {
-        let _ = std::fs::remove_dir_all(&aside);
-    }
-    result
-}
-
 fn write_into(spec: &TaskSpec, tokenizer: &Tokenizer, origin: &Origin, settings: &Settings, aside: &Path) -> Result<(), DataError> {
-    let _ = std::fs::remove_dir_all(aside);
-    std::fs::create_dir_all(aside).map_err(DataError::io(aside))?;
     let mut scored = HashSet::new();
     let mut metas = Vec::new();
     for (name, files) in splits(spec) {

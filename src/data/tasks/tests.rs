@@ -217,6 +217,21 @@ fn labels_are_discovered_and_sorted_and_columns_may_have_no_header() {
 }
 
 #[test]
+fn a_label_that_no_config_can_hold_is_refused_where_it_stands() {
+    let refused = |train: &str, text: &str| {
+        let files = Files::new(&[(train, text), ("train/good/0.txt", "x")]);
+        files.own(json!({"train": files.path(train.split('/').next().unwrap())})).err().unwrap().to_string()
+    };
+    for (train, text, parts) in [
+        ("t.jsonl", "{\"label\": \"sad\"}\n{\"label\": \"joy\\n\"}\n", ["t.jsonl: line 2: label \"joy\\n\"", "without tabs"]),
+        ("train/a\tb/0.txt", "y", ["/train: label \"a\\tb\"", "data.task.labels"]),
+    ] {
+        let message = refused(train, text);
+        assert!(parts.iter().all(|part| message.contains(part)) && !message.contains('\n'), "{message}");
+    }
+}
+
+#[test]
 fn csv_and_json_lines_of_ones_own() {
     let files = Files::new(&[("t.csv", "text,label\n\"a, \"\"b\"\"\nc\",1.5\n"), ("d.jsonl", "{\"label\": 2, \"text\": \"x\"}\n")]);
     let spec = files.own(json!({"train": files.path("t.csv"), "dev": [files.path("d.jsonl")], "kind": "regression"})).unwrap();

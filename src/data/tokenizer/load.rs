@@ -152,6 +152,12 @@ mod tests {
         assert_eq!(Tokenizer::load(folder.path()).unwrap().encode("é").unwrap(), [11]);
         std::fs::write(folder.path().join("tokenizer_config.json"), "{\"strip_accents\": false}").unwrap();
         assert_eq!(Tokenizer::load(folder.path()).unwrap().encode("é").unwrap(), [8]);
+        // An ideograph is a word of its own, or goes on with the word before it.
+        std::fs::write(folder.path().join("vocab.txt"), format!("{BERT}船\n##船\n")).unwrap();
+        for (says, ids) in [("{}", [2, 10]), ("{\"tokenize_chinese_chars\": false}", [2, 11])] {
+            std::fs::write(folder.path().join("tokenizer_config.json"), says).unwrap();
+            assert_eq!(Tokenizer::load(folder.path()).unwrap().encode("ship船").unwrap(), ids, "{says}");
+        }
         std::fs::write(folder.path().join("tokenizer_config.json"), "{\"do_basic_tokenize\": false}").unwrap();
         assert!(Tokenizer::load(folder.path()).err().unwrap().to_string().contains("do_basic_tokenize"));
         std::fs::write(folder.path().join("vocab.txt"), "[PAD]\na\na\n").unwrap();
@@ -172,6 +178,8 @@ mod tests {
         assert_eq!(tokenizer.encode("he eh").unwrap(), [2, 3, 1, 0]);
         assert_eq!(tokenizer.special, SpecialIds { cls: 5, pad: 6, sep: 7, mask: 9 });
         assert_eq!(tokenizer.special_ids, [4, 5, 6, 7, 8, 9]);
+        std::fs::write(folder.path().join("tokenizer_config.json"), "{\"add_prefix_space\": true}").unwrap();
+        assert_eq!(Tokenizer::load(folder.path()).unwrap().encode("he eh").unwrap(), [3, 2, 3, 1, 0]);
         std::fs::remove_file(folder.path().join("merges.txt")).unwrap();
         assert!(Tokenizer::load(folder.path()).err().unwrap().to_string().contains("merges.txt"));
     }

@@ -13,9 +13,11 @@ mod table;
 
 use super::disturbance::{undisturbed, Measured};
 use super::floor;
+use super::setup::only_gpu;
 use super::Finished;
 use crate::config::json_schema::with_extra;
 use crate::config::load::Raw;
+use crate::config::validate::parse_device;
 use crate::config::{AttentionBackend, AttentionKind, KSpec, Model, Precision, Sharing};
 use crate::durable::replace;
 use crate::eval::median;
@@ -25,7 +27,7 @@ use crate::native::runtime;
 use crate::table::align;
 use crate::train::run::{environment, environment_at_end};
 use crate::train::trainer::kind_of;
-use anyhow::{bail, Context, Result};
+use anyhow::{anyhow, bail, Context, Result};
 use schemars::{schema_for, JsonSchema};
 use serde::{Deserialize, Serialize};
 use serde_json::{json, Value};
@@ -53,6 +55,8 @@ pub struct Efficiency {
     /// Tokens of a timed pass; the batch is that over n, at least 1. Fewer where stored scores need more than `largest_gib`.
     pub tokens: i64,
     pub precision: Precision,
+    /// `cpu`, `cuda` or `cuda:1`.
+    pub device: String,
     pub pass: Timed,
     /// Timed passes of each cell, in turns with the others of the same n.
     pub rounds: usize,
@@ -64,6 +68,9 @@ pub struct Efficiency {
     pub measure_memory: bool,
     /// libtorch's threads; 0: its own choice.
     pub threads: i64,
+    /// How long it takes, and where: for a reader.
+    pub minutes: Option<f64>,
+    pub machine: String,
     pub out: PathBuf,
 }
 
@@ -85,12 +92,15 @@ impl Default for Efficiency {
             stored: true,
             tokens: 16384,
             precision: Precision::Fp32,
+            device: "cpu".into(),
             pass: Timed::Forward,
             rounds: 5,
             memory_gib: 16.0,
             largest_gib: 8.0,
             measure_memory: true,
             threads: 0,
+            minutes: None,
+            machine: String::new(),
             out: "runs/efficiency".into(),
         }
     }
@@ -174,6 +184,9 @@ pub fn schema() -> Value {
     with_extra(schema_for!(Efficiency).to_value(), "linformer: time and memory", &[])
 }
 
+/// Ids below it are padding, a mask and the like.
+const FIRST_WORD: i64 = 5;
+
 impl Efficiency {
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
         let Value::Object(schema) = serde_json::to_value(Self::default())? else { bail!("the defaults are no object") };
@@ -181,11 +194,35 @@ impl Efficiency {
         raw.merge(Raw::read(path)?.value, &path.display().to_string());
         overrides.iter().try_for_each(|text| raw.apply(text))?;
         let mut file: Self = raw.parse(&schema)?;
-        file.precision = file.precision.resolved("cpu");
+        file.precision = file.precision.resolved(&file.device);
+        if parse_device(&file.device).is_none() {
+            bail!("{}: device: found \"{}\", expected cpu, cuda or cuda:N", path.display(), file.device);
+        }
         if file.n.is_empty() || file.n.iter().chain(&file.k).any(|x| *x < 1) || file.rounds == 0 || file.tokens < 1 {
             bail!("{}: n, k, tokens and rounds: expected numbers of at least 1", path.display());
         }
+        if file.model.vocabulary() <= FIRST_WORD {
+            let message = format!("found {}, expected more than the {FIRST_WORD} that are no words", file.model.vocabulary());
+            return Err(raw.origins.error("model.vocab_size", message).into());
+        }
+        for n in &file.n {
+            file.variants(*n).into_iter().try_for_each(|variant| file.model(*n, variant).validate(&raw.origins, *n))?;
+        }
         Ok(file)
+    }
+
+    fn on(&self) -> Device {
+        parse_device(&self.device).unwrap_or(Device::Cpu)
+    }
+
+    /// Makes the device ready for use.
+    fn prepare_device(&self) -> Result<()> {
+        runtime::use_threads(self.threads);
+        if let Device::Cuda(index) = self.on() {
+            let (visible, reason) = runtime::visible_gpus();
+            only_gpu("device", &self.device, index, visible, reason).map_err(|message| anyhow!("device: {message}"))?;
+        }
+        Ok(())
     }
 
     fn variants(&self, n: i64) -> Vec<Variant> {
@@ -236,13 +273,15 @@ impl Efficiency {
     /// Times a pass over so many sequences of so many tokens, at most n, through a model made for n.
     fn passes(&self, n: i64, variant: Variant) -> impl Fn(i64, i64) -> Result<f64> {
         let config = self.model(n, variant);
-        let mut parameters = Parameters::new(0, Device::Cpu);
+        let device = self.on();
+        let mut parameters = Parameters::new(0, device);
         let encoder = Encoder::new(&mut parameters, &config);
         let vocabulary = config.vocabulary();
         let (kind, timed) = (kind_of(self.precision), self.pass);
         move |batch, length| {
-            let numbers = Tensor::arange(batch * length, (Kind::Int64, Device::Cpu)) * 7919;
-            let ids = numbers.remainder(vocabulary - 5).view([batch, length]) + 5;
+            let numbers = Tensor::arange(batch * length, (Kind::Int64, device)) * 7919;
+            let ids = numbers.remainder(vocabulary - FIRST_WORD).view([batch, length]) + FIRST_WORD;
+            runtime::wait_for(device)?;
             let started = Instant::now();
             let input = Input { ids, attention_mask: None };
             let hidden = match timed {
@@ -256,6 +295,7 @@ impl Efficiency {
                     hidden.detach()
                 }
             };
+            runtime::wait_for(device)?;
             let seconds = started.elapsed().as_secs_f64();
             if !hidden.sum(Kind::Float).double_value(&[]).is_finite() {
                 bail!("the hidden states are not finite");
@@ -306,7 +346,8 @@ impl Efficiency {
                 }
                 cell.seconds.push(seconds);
                 cell.disturbed += usize::from(is_disturbed);
-                if let (Variant::Linformer(k), Timed::Forward) = (cell.variant, self.pass) {
+                // The blocks of rows are those of a CPU.
+                if let (Variant::Linformer(k), Timed::Forward, Device::Cpu) = (cell.variant, self.pass, self.on()) {
                     let products = || Ok(floor::pass(&self.model, kind_of(self.precision), n, cell.tokens / n, k));
                     cell.floor_seconds.push(undisturbed(products)?.value);
                 }
@@ -319,12 +360,12 @@ impl Efficiency {
     fn measured(&self, n: i64, record: &Value) -> Option<Vec<Cell>> {
         let without_n = |e: &Value| {
             let mut e = e.clone();
-            e.as_object_mut().map(|o| ["n", "out", "measure_memory"].map(|key| o.shift_remove(key)));
+            e.as_object_mut().map(|o| ["n", "out", "measure_memory", "minutes", "machine"].map(|key| o.shift_remove(key)));
             e
         };
         // Times of another processor or program do not belong beside this one's.
-        let here = environment("cpu", 0.0);
-        let is_here = ["cpu", "program_sha256"].iter().all(|key| record["environment"][*key] == here[*key]);
+        let here = environment(&self.device, 0.0);
+        let is_here = ["cpu", "gpus", "program_sha256"].iter().all(|key| record["environment"][*key] == here[*key]);
         if !is_here || without_n(&record["efficiency"]) != without_n(&serde_json::to_value(self).ok()?) {
             return None;
         }
@@ -348,14 +389,13 @@ impl Efficiency {
     /// Peak memory of a pass over one sequence beyond what was there before, in this process (which must be fresh).
     pub fn measure_memory(&self, n: i64, variant: usize) -> Result<f64> {
         let Some(variant) = self.variants(n).get(variant).copied() else { bail!("no such cell") };
+        self.prepare_device()?;
         let pass = self.passes(n, variant);
         // A pass like it first: the buffers that libtorch keeps for its products, and copies of the weights, are no sequence's.
         pass(1, n)?;
-        runtime::give_back_freed_memory();
-        let before = runtime::resident_bytes().context("/proc/self/status")?;
-        runtime::reset_peak_memory().context("/proc/self/clear_refs")?;
+        let before = runtime::start_peak_of(self.on())?;
         pass(1, n)?;
-        Ok(runtime::peak_bytes().context("/proc/self/status")?.saturating_sub(before) as f64)
+        Ok(runtime::peak_of(self.on())?.saturating_sub(before) as f64)
     }
 
     /// In a process of its own for each cell: memory once used is kept for later.
@@ -376,9 +416,7 @@ impl Efficiency {
 
 /// Measures what is not measured yet, writes table, JSON and plots after each n, and gives the table as text.
 pub fn run(efficiency: &Efficiency, file: &Path, overrides: &[String]) -> Result<(String, Finished)> {
-    if efficiency.threads > 0 {
-        tch::set_num_threads(i32::try_from(efficiency.threads).unwrap_or(i32::MAX));
-    }
+    efficiency.prepare_device()?;
     let out = &efficiency.out;
     std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
     let earlier = std::fs::read_to_string(out.join("efficiency.json")).ok().and_then(|text| serde_json::from_str(&text).ok());
@@ -403,7 +441,7 @@ pub fn run(efficiency: &Efficiency, file: &Path, overrides: &[String]) -> Result
             Entry::Vacant(place) => place.insert(efficiency.measure(*n)?),
         };
         // A cell's memory is measured in a process of its own, which may need what this one has kept.
-        runtime::give_back_freed_memory();
+        runtime::give_back_memory_of(efficiency.on())?;
         for (index, cell) in row.iter_mut().enumerate().filter(|(_, cell)| efficiency.measure_memory && cell.bytes.is_none()) {
             cell.bytes = efficiency.memory_of(file, overrides, cell, index);
         }
@@ -424,7 +462,7 @@ fn write(efficiency: &Efficiency, rows: &BTreeMap<i64, Vec<Cell>>) -> Result<(St
     let text = align(table(&cells, efficiency.pass)) + NOTE;
     save("table.txt", &text)?;
     let json_of = |c: &&Cell| c.json(&all, extrapolated(&cells, c));
-    let record = json!({"efficiency": all, "environment": environment_at_end(), "cells": cells.iter().map(json_of).collect::<Vec<_>>()});
+    let record = json!({"efficiency": all, "environment": environment_at_end(&efficiency.device), "cells": cells.iter().map(json_of).collect::<Vec<_>>()});
     save("efficiency.json", &(serde_json::to_string_pretty(&record)? + "\n"))?;
     time_by_n(&record).render(&out.join("time_by_n"))?;
     Ok((text, Finished::Done(record)))

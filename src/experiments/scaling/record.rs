@@ -106,7 +106,7 @@ pub fn make(config: &Config, origins: &Origins, options: &Options) -> Result<Rec
         bail!("--runs: expected a run of one rank among them, from which the others are predicted");
     }
     let measured = (!measured.sums.is_empty()).then_some(measured);
-    Ok(Record { kind: "scaling".into(), environment: environment_at_end(), plan, networks: options.networks.clone(), measured })
+    Ok(Record { kind: "scaling".into(), environment: environment_at_end("cpu"), plan, networks: options.networks.clone(), measured })
 }
 
 /// Parameters, and FLOPs of training on a sequence.

@@ -151,6 +151,14 @@ fn last_worthwhile(plan: &Plan, network: &Network, load: Load) -> u64 {
     all_ranks().take_while(worth).last().unwrap_or(1)
 }
 
+fn up_to(ranks: u64) -> String {
+    if ranks == 1 {
+        "with one rank alone".into()
+    } else {
+        format!("up to {ranks} ranks")
+    }
+}
+
 fn of_network(plan: &Plan, network: &Network) -> String {
     let most = 1u64 << LARGEST;
     let paper = plan.best(network, PAPERS, Load::SameBatch).map_or_else(|| "-".into(), percent);
@@ -164,11 +172,11 @@ fn of_network(plan: &Plan, network: &Network) -> String {
         )
     };
     format!(
-        "{}: 80 % and more up to {} ranks with the batch of {}, and up to {} with {} sequences a rank; {paper} at {PAPERS} ranks, the paper's number, with that batch. At {most} ranks {remedy}.",
+        "{}: 80 % and more {} with the batch of {}, and {} with {} sequences a rank; {paper} at {PAPERS} ranks, the paper's number, with that batch. At {most} ranks {remedy}.",
         network.name,
-        last_worthwhile(plan, network, Load::SameBatch),
+        up_to(last_worthwhile(plan, network, Load::SameBatch)),
         thousands(plan.batch_size as f64),
-        last_worthwhile(plan, network, Load::MicroBatches(1)),
+        up_to(last_worthwhile(plan, network, Load::MicroBatches(1))),
         plan.micro_batch_size
     )
 }

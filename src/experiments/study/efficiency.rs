@@ -110,6 +110,7 @@ pub fn notes(record: &Value) -> Vec<String> {
     } else {
         ""
     };
+    let on_gpu = settings["device"].as_str().is_some_and(|device| device.starts_with("cuda"));
     let text = |key: &str| settings[key].as_str().map_or_else(|| settings[key].to_string(), str::to_string);
     vec![
         format!(
@@ -123,11 +124,14 @@ pub fn notes(record: &Value) -> Vec<String> {
         ),
         "materialised: full attention with its scores stored, as the paper's baseline has it. fused: full attention whose scores are never stored, which the paper did not have. k=...: this program's Linformer, which stores none either.".to_string() + stored,
         format!("out of memory: one sequence would need so much, by computation, and more than {} GiB were not tried; ~ before it: microseconds a token on a line in n through the two longest that were measured.", text("largest_gib")),
-        if is_training {
-            "The paper has no table of training: its Table 3 is of inference.".into()
-        } else {
-            "/ products: over the time of the Linformer's matrix products alone, as libtorch makes them in the blocks of rows that a pass takes. Published: of inference, ratios to the paper's materialised attention on a 16 GB GPU (Table 3).".into()
+        match (is_training, on_gpu) {
+            (true, _) => "The paper has no table of training: its Table 3 is of inference.".into(),
+            (false, true) => PUBLISHED.into(),
+            (false, false) => format!("/ products: over the time of the Linformer's matrix products alone, as libtorch makes them in the blocks of rows that a pass takes. {PUBLISHED}"),
         },
-        format!("Memory is the peak of a pass over one sequence beyond the weights, in a process of its own, after a pass like it: buffers that libtorch keeps are not counted. Batches are those that so many fit into {} GiB, not tried themselves.", text("memory_gib")),
+        if on_gpu { "On a GPU memory is what libtorch's allocator hands out. ".to_string() } else { String::new() }
+            + &format!("Memory is the peak of a pass over one sequence beyond the weights, in a process of its own, after a pass like it: buffers that libtorch keeps are not counted. Batches are those that so many fit into {} GiB, not tried themselves.", text("memory_gib")),
     ]
 }
+
+const PUBLISHED: &str = "Published: of inference, ratios to the paper's materialised attention on a 16 GB GPU (Table 3).";

@@ -19,7 +19,7 @@ pub struct Evidence {
 }
 
 impl Evidence {
-    /// The files that would be read.
+    /// The files that would be read. Folders that are links are not looked into: they may lead back.
     pub fn files(dir: &Path) -> Result<Vec<PathBuf>> {
         let mut found = Vec::new();
         let mut folders = vec![dir.to_path_buf()];
@@ -27,7 +27,7 @@ impl Evidence {
             for entry in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
                 let path = entry?.path();
                 match path.file_name().and_then(|n| n.to_str()) {
-                    _ if path.is_dir() => folders.push(path),
+                    _ if path.is_dir() => folders.extend((!path.is_symlink()).then_some(path)),
                     Some(name) if NAMES.contains(&name) => found.push(path),
                     _ => {}
                 }

@@ -40,7 +40,6 @@ pub fn write(dir: &Path) -> Result<String> {
     let mut drawn = Vec::new();
     for page in &pages {
         let folder = dir.join(&page.folder);
-        save(&folder.join("table.json"), &(serde_json::to_string_pretty(&site::objects(&page.table))? + "\n"))?;
         let charts = page.charts.iter().map(|chart| Ok((chart.render(&folder)?, chart.caption.clone()))).collect::<Result<Vec<_>>>()?;
         // What an earlier report drew there and this one does not.
         let is_drawn = |path: &PathBuf| page.charts.iter().any(|chart| path.file_stem().is_some_and(|stem| stem == chart.name.as_str()));
@@ -77,6 +76,7 @@ fn texts_of(pages: &[page::Page], claims: &[claims::Claim]) -> Result<Vec<(Strin
     for page in pages {
         texts.push((format!("{}/page.md", page.folder), site::markdown(page)));
         texts.push((format!("{}/table.csv", page.folder), site::csv(&page.table)?));
+        texts.push((format!("{}/table.json", page.folder), serde_json::to_string_pretty(&site::objects(&page.table))? + "\n"));
     }
     Ok(texts)
 }

@@ -48,8 +48,9 @@ pub fn markdown(page: &Page) -> String {
     let findings = if page.findings.is_empty() { String::new() } else { format!("\n## What the numbers say\n\n{}", list(&page.findings)) };
     let claims =
         if page.claims.is_empty() { String::new() } else { format!("\n## What the paper's claims come to\n\n{}", list(&page.claims)) };
+    let open = if page.open.is_empty() { String::new() } else { format!("\nWhat would settle what is open here: {}.\n", page.open) };
     format!(
-        "# {}\n\n{}\n\n{}{findings}{claims}{charts}\n## Notes\n\n{}\n{}\n",
+        "# {}\n\n{}\n\n{}{findings}{claims}{open}{charts}\n## Notes\n\n{}\n{}\n",
         page.title,
         page.about,
         markdown_table(&page.table),
@@ -81,14 +82,21 @@ pub fn reproduction(claims: &[Claim]) -> String {
     let count = |state: State| claims.iter().filter(|c| c.state == state).count();
     let counts: Vec<String> = states.iter().map(|s| format!("{} {}", count(*s), s.words())).collect();
     text += &format!("{} claims: {}.\n\n", claims.len(), counts.join(", "));
-    for claim in claims {
+    let heading = |i: usize, claim: &Claim| format!("{}. {}", i + 1, claim.place);
+    let row = |(i, claim): (usize, &Claim)| {
+        let link = format!("[{}](#{})", i + 1, anchor(&heading(i, claim)));
+        vec![link, claim.place.into(), claim.text.into(), claim.state.words().into()]
+    };
+    let header = ["#", "where", "claim", "state"].map(str::to_string).to_vec();
+    text += &(markdown_table(&std::iter::once(header).chain(claims.iter().enumerate().map(row)).collect::<Vec<_>>()) + "\n");
+    for (i, claim) in claims.iter().enumerate() {
         let link = match claim.state {
             State::NotRun | State::Untestable if !claim.evidence.contains("at n =") => String::new(),
             _ => format!(" ([numbers](../experiments/results/{}/page.md))", claim.folder),
         };
         text += &format!(
             "## {}\n\n> {}\n\n**{}**: {}{link}.\n\nRule: {}.\n\nWhat would settle it: {}.\n\n",
-            claim.place,
+            heading(i, claim),
             claim.text,
             claim.state.words(),
             claim.evidence.trim_end_matches('.'),
@@ -97,6 +105,12 @@ pub fn reproduction(claims: &[Claim]) -> String {
         );
     }
     text.trim_end().to_string() + "\n"
+}
+
+/// How GitHub names the place of a heading.
+fn anchor(heading: &str) -> String {
+    let kept = |c: char| (c.is_alphanumeric() || c == ' ' || c == '-').then(|| if c == ' ' { '-' } else { c.to_ascii_lowercase() });
+    heading.chars().filter_map(kept).collect()
 }
 
 /// The claims as a table of text.
@@ -139,6 +153,8 @@ fn section(page: &Page, anchor: &str, drawn: &[(String, String)]) -> String {
     } else {
         format!("<p>What the paper's claims come to:</p>\n<ul>{}</ul>\n", list(&page.claims))
     };
+    let open =
+        if page.open.is_empty() { String::new() } else { format!("<p>What would settle what is open here: {}.</p>\n", inline(&page.open)) };
     let figures: String = drawn
         .iter()
         .zip(&page.charts)
@@ -149,7 +165,7 @@ fn section(page: &Page, anchor: &str, drawn: &[(String, String)]) -> String {
         })
         .collect();
     format!(
-        "<h2 id=\"{anchor}\">{}</h2>\n<p>{}</p>\n<div class=\"wide\"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n<ul>{}</ul>\n{claims}{figures}<ul class=\"note\">{}<li>{}</li></ul>\n",
+        "<h2 id=\"{anchor}\">{}</h2>\n<p>{}</p>\n<div class=\"wide\"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n<ul>{}</ul>\n{claims}{open}{figures}<ul class=\"note\">{}<li>{}</li></ul>\n",
         escape(&page.title),
         inline(&page.about),
         list(&page.findings),

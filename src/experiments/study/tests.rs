@@ -40,6 +40,7 @@ fn results(experiment: &str, groups: &[(&str, Option<&str>, &[f64])]) -> Results
         programs: Vec::new(),
         wanted: runs.len(),
         rates: Default::default(),
+        left_out: Vec::new(),
         runs,
     }
 }
@@ -134,7 +135,7 @@ fn the_theorems_are_judged_where_the_bound_gives_an_error() {
     let (state, words) = judged(&[("theorems", short.clone()), ("theorems-n256", long(0.5))], text);
     assert_eq!(
         (state, words.as_str()),
-        (State::Confirmed, "theorems-n256 at n = 256 of m the error of 95 % is below 0.500 at k = 192 (bound 0.630)")
+        (State::Confirmed, "theorems-n256 for m, n = 256, at k = 192 95 % of the errors are up to 0.500, within the bound of 0.630")
     );
     assert_eq!(judged(&[("theorems", short), ("theorems-n256", long(0.7))], text).0, State::Contradicted);
     assert_eq!(judged(&[("theorems-a", long(0.5)), ("theorems-b", long(0.7))], text).0, State::NotConfirmed, "two models disagree");

@@ -1,6 +1,9 @@
 // GELU(x) = x Phi(x) and its slope Phi(x) + x phi(x), by polynomials (scripts/gelu_polynomials.py): Phi - 1/2 and the slope
 // - 1/2 are odd, so each is x P(t) with t = 2 x^2 / B^2 - 1 in [-1, 1]; from |x| = B on they are exactly 0 or 1.
+//
+// Forward: out = GELU(h + b). Backward, from d_out: d_h = d_out * slope(h + b), d_b = sum of d_h over the rows.
 #pragma once
+#include "kernels.h"
 #include "vector.h"
 
 namespace linformer {
@@ -39,6 +42,31 @@ inline Floats gelu_slope(const BFloat16*, Floats x) {
   constexpr float c[] = {-2.739843856e-02f, 5.813948224e-02f, -4.090411642e-02f, 4.425248890e-02f, -9.024485387e-02f,
                          1.067264206e-01f,  -9.490208107e-02f, 8.593496506e-02f, -8.994400910e-02f, 1.594512533e-01f};
   return odd_polynomial(x, 4.5f, c);
+}
+
+template <class T>
+void bias_gelu(const T* h, const float* bias, T* out, int64_t width, int64_t first, int64_t last) {
+  for (int64_t row = first; row < last; row++) {
+    along(width, [&](int64_t c, int lanes) {
+      const Floats x = load(h + row * width + c, lanes) + load(bias + c, lanes);
+      store(out + row * width + c, x * normal_cdf(h, x), lanes);
+    });
+  }
+}
+
+template <class T>
+void bias_gelu_backward(const T* h, const float* bias, const T* d_out, T* d_h, T* out, int64_t width, int64_t first, int64_t last,
+                        float* sums) {
+  for (int64_t row = first; row < last; row++) {
+    along(width, [&](int64_t c, int lanes) {
+      const int64_t at = row * width + c;
+      const Floats x = load(h + at, lanes) + load(bias + c, lanes);
+      const Floats v = load(d_out + at, lanes) * gelu_slope(h, x);
+      store(d_h + at, v, lanes);
+      store(sums + c, load(sums + c, lanes) + v, lanes);
+      if (out) store(out + at, x * normal_cdf(h, x), lanes);
+    });
+  }
 }
 
 }  // namespace

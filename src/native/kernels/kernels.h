@@ -74,6 +74,7 @@ struct KernelTable {
   // Sum of the losses of the rows; scratch[classes]; sums[classes] of the gradients is added to.
   double (*cross_entropy)(const CrossEntropy<T>&, int64_t first, int64_t last, float* scratch, float* sums);
   // scores[rows x padded] to probabilities after dropout; log_sum[row]. firsts[row]: index of a row's first element for the mask.
+  // Here and on the way back a result in fp32 may stand where its scores, or their gradients, stood.
   void (*softmax)(const Softmax&, float* scores, T* probabilities, float* log_sum, int64_t rows, const int64_t* firsts);
   // From scores, their gradients after dropout and dot[row] = sum(d_out * out): probabilities after dropout, and the
   // gradient of the scores.

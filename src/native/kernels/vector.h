@@ -138,5 +138,13 @@ class Dropout {
   alignas(64) float factor_[kGroup + kWidth] = {};
 };
 
+// Calls body(column, lanes) along a row.
+template <class Body>
+inline void along(int64_t width, Body body) {
+  int64_t c = 0;
+  for (; c + kWidth <= width; c += kWidth) body(c, kWidth);
+  if (c < width) body(c, static_cast<int>(width - c));
+}
+
 }  // namespace
 }  // namespace linformer
