@@ -5,8 +5,8 @@
 use divan::counter::{BytesCount, ItemsCount};
 use divan::Bencher;
 use linformer::native::fused::{
-    attention, attention_is_supported, bias_gelu, drop_add_norm, embedding, feed_forward, heads, vocabulary_loss, Affine, Drop,
-    HeadWeights, Norm,
+    attention, attention_is_supported, bias_gelu, drop_add_norm, embedding, feed_forward, heads, linear, output_norm, take_rows,
+    vocabulary_loss, Affine, Drop, HeadWeights, Norm,
 };
 use linformer::native::optim::{adam_step, norms, AdamItem, AdamSettings};
 use linformer::native::weight::Weight;
@@ -136,6 +136,58 @@ fn feed_forward_forward(bencher: Bencher, kind: Kind) {
 #[divan::bench(args = KINDS)]
 fn feed_forward_backward(bencher: Bencher, kind: Kind) {
     backward(bencher.counter(flops(8 * ROWS * D * F)), fed_forward(kind));
+}
+
+fn multiplied(kind: Kind) -> impl Fn() -> Tensor {
+    let (x, w, bias) = (input(&[ROWS, D], kind), weight(&[D, D]), input(&[D], Kind::Float));
+    move || linear(&x, &w, Some(&bias)).unwrap()
+}
+
+#[divan::bench(args = KINDS)]
+fn linear_forward(bencher: Bencher, kind: Kind) {
+    forward(bencher.counter(flops(2 * ROWS * D * D)), multiplied(kind));
+}
+
+#[divan::bench(args = KINDS)]
+fn linear_backward(bencher: Bencher, kind: Kind) {
+    backward(bencher.counter(flops(4 * ROWS * D * D)), multiplied(kind));
+}
+
+/// The end of the attention block.
+fn put_out(kind: Kind) -> impl Fn() -> Tensor {
+    let (o, x, w) = (input(&[ROWS, D], kind), input(&[ROWS, D], kind), weight(&[D, D]));
+    let [bias, gamma, beta] = [0; 3].map(|_| input(&[D], Kind::Float));
+    move || {
+        let norm = Norm { gamma: &gamma, beta: &beta, eps: 1e-5 };
+        output_norm(&o, &x, Affine { weight: &w, bias: &bias }, norm, drop_at(0.1), None).unwrap()
+    }
+}
+
+#[divan::bench(args = KINDS)]
+fn output_norm_forward(bencher: Bencher, kind: Kind) {
+    forward(bencher.counter(flops(2 * ROWS * D * D)), put_out(kind));
+}
+
+#[divan::bench(args = KINDS)]
+fn output_norm_backward(bencher: Bencher, kind: Kind) {
+    backward(bencher.counter(flops(4 * ROWS * D * D)), put_out(kind));
+}
+
+/// The rows that are predicted, out of all, and their gradients back among zeros.
+fn taken(kind: Kind) -> impl Fn() -> Tensor {
+    let x = input(&[ROWS, D], kind);
+    let rows = (Tensor::arange(MASKED, (Kind::Int64, Device::Cpu)) * ROWS).divide_scalar_mode(MASKED, "floor");
+    move || take_rows(&x, &rows).unwrap()
+}
+
+#[divan::bench(args = KINDS)]
+fn take_rows_forward(bencher: Bencher, kind: Kind) {
+    forward(bencher.counter(bytes(2 * MASKED * D, kind)), taken(kind));
+}
+
+#[divan::bench(args = KINDS)]
+fn take_rows_backward(bencher: Bencher, kind: Kind) {
+    backward(bencher.counter(bytes((MASKED + ROWS) * D, kind)), taken(kind));
 }
 
 fn gelu(kind: Kind) -> impl Fn() -> Tensor {
