@@ -2,17 +2,17 @@
 //!
 //! A run's curve, its summary and the keys that told it apart; comparisons are made seed by seed.
 
-use super::reuse::taken_from;
+mod collect;
+
+pub use collect::collect;
+
 use super::runs::reported_score;
-use crate::config::sweep::{Published, Sweep, SweepRun};
-use crate::digest::sha256;
+use crate::config::sweep::Published;
 use crate::eval::median;
 use crate::eval::statistics::{Estimate, Test};
-use crate::log::jsonl;
-use crate::train::run::read_summary;
 use anyhow::{bail, Context, Result};
 use serde::{Deserialize, Serialize};
-use serde_json::{json, Map, Value};
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -130,127 +130,6 @@ pub struct Comparison {
 const PLATEAU_MARGIN: f64 = 0.5;
 /// Share of the fastest run's speed.
 const STEADY: f64 = 0.8;
-/// Keys that say where and how fast a run ran, not what.
-const PLACES: [&str; 4] = ["/run/dir", "/run/threads", "/data/cache_dir", "/run/init_from"];
-
-/// Reads what the runs of a sweep left.
-pub fn collect(sweep: &Sweep) -> Result<Results> {
-    let stem = sweep.path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-    let runs: Vec<RunResult> = sweep.runs.iter().filter_map(|run| collect_run(sweep, run).transpose()).collect::<Result<_>>()?;
-    let environments: Vec<Value> =
-        sweep.runs.iter().filter_map(|r| read_json(&r.config.run.dir.as_ref()?.join("environment.json"))).collect();
-    let of_task = sweep.runs.iter().any(|r| r.config.data.task.is_some());
-    let measure = match sweep.file.measure.as_str() {
-        "" if of_task => "value",
-        "" => "loss",
-        named => named,
-    };
-    Ok(Results {
-        format: FORMAT,
-        experiment: sweep.file.results.as_deref().and_then(Path::file_name).map_or(stem, |n| n.to_string_lossy().into_owned()),
-        about: sweep.file.about.clone(),
-        command: format!("linformer sweep {}", sweep.path.display()),
-        configs_sha256: configs_sha256(sweep)?,
-        measure: measure.into(),
-        silent: sweep.file.silent.clone(),
-        published: sweep.file.published.clone(),
-        programs: programs(&environments),
-        environment: environments.into_iter().next().unwrap_or_default(),
-        wanted: sweep.runs.len(),
-        rates: BTreeSet::new(),
-        left_out: Vec::new(),
-        runs,
-    })
-}
-
-/// What the runs were made by, where that is more than one thing.
-fn programs(environments: &[Value]) -> Vec<String> {
-    let text = |e: &Value, key: &str| e[key].as_str().map(str::to_string);
-    // Older runs have no digest of their program.
-    let program = |e: &Value| text(e, "program_sha256").map(|digest| digest.chars().take(12).collect()).or_else(|| text(e, "git_revision"));
-    let or_unknown = |text: Option<String>| text.unwrap_or_else(|| "unknown".into());
-    let all: BTreeSet<String> = environments.iter().map(|e| or_unknown(program(e)) + " on " + &or_unknown(text(e, "cpu"))).collect();
-    if all.len() > 1 {
-        all.into_iter().collect()
-    } else {
-        Vec::new()
-    }
-}
-
-fn configs_sha256(sweep: &Sweep) -> Result<String> {
-    let mut text = String::new();
-    for run in &sweep.runs {
-        let mut config = serde_json::to_value(&run.config)?;
-        PLACES.iter().for_each(|place| {
-            if let Some(value) = config.pointer_mut(place) {
-                *value = Value::Null;
-            }
-        });
-        text += &format!("{} {config}\n", run.name);
-    }
-    Ok(sha256(text.as_bytes()))
-}
-
-/// None: the run is not done.
-fn collect_run(sweep: &Sweep, run: &SweepRun) -> Result<Option<RunResult>> {
-    let Some(dir) = run.config.run.dir.as_deref() else { return Ok(None) };
-    let Some(summary) = read_summary(dir) else { return Ok(None) };
-    let lines = jsonl::read(&dir.join("metrics.jsonl")).with_context(|| dir.join("metrics.jsonl").display().to_string())?;
-    let (split, key) = if run.config.data.task.is_some() { ("task", "chosen_on") } else { ("valid", "loss") };
-    let number = |line: &Map<String, Value>, key: &str| line.get(key).and_then(Value::as_f64);
-    let value = |line: &Map<String, Value>| number(line, key).or_else(|| number(line, "accuracy"));
-    let tokens = tokens_by_step(&lines);
-    let curve = lines.iter().filter(|l| l.get("split").and_then(Value::as_str) == Some(split)).filter_map(|l| {
-        let step = l.get("step")?.as_u64()?;
-        let tokens = number(l, "tokens").or_else(|| tokens.range(..=step).next_back().map(|(_, t)| *t)).unwrap_or(0.0);
-        Some(Point { step, tokens, value: value(l)? })
-    });
-    let settings = json!({"attention": run.config.model.attention, "sequence_length": run.config.data.sequence_length,
-        "learning_rate": run.config.train.learning_rate, "set": changed(sweep, run)});
-    Ok(Some(RunResult {
-        name: run.name.clone(),
-        group: run.group.clone(),
-        against: run.against.clone(),
-        paper: run.paper,
-        seed: run.config.train.seed,
-        taken_from: taken_from(dir),
-        speed: fastest(&lines, run.config.data.short_steps),
-        settings,
-        curve: curve.collect(),
-        summary: slim(summary),
-    }))
-}
-
-fn fastest(lines: &[Map<String, Value>], short_steps: u64) -> Option<f64> {
-    let is_full = |l: &&Map<String, Value>| l.get("step").and_then(Value::as_u64).is_some_and(|step| step > short_steps);
-    lines.iter().filter(is_full).filter_map(|l| l.get("tokens_per_second")?.as_f64()).max_by(f64::total_cmp)
-}
-
-fn tokens_by_step(lines: &[Map<String, Value>]) -> BTreeMap<u64, f64> {
-    lines.iter().filter_map(|l| Some((l.get("step")?.as_u64()?, l.get("tokens")?.as_f64()?))).collect()
-}
-
-/// The keys of the file's variants and grid, as this run has them.
-fn changed(sweep: &Sweep, run: &SweepRun) -> Value {
-    let keys = sweep.file.grid.keys().chain(sweep.file.variants.iter().flat_map(|v| v.set.keys()));
-    let config = serde_json::to_value(&run.config).unwrap_or_default();
-    let of = |key: &String| Some((key.clone(), config.pointer(&format!("/{}", key.replace('.', "/")))?.clone()));
-    Value::Object(keys.filter_map(of).collect())
-}
-
-/// Without what a report never reads and what differs from machine to machine.
-fn slim(mut summary: Value) -> Value {
-    if let Some(object) = summary.as_object_mut() {
-        for key in ["data", "pretraining_overlap", "init_from"] {
-            object.shift_remove(key);
-        }
-    }
-    summary
-}
-
-fn read_json(path: &Path) -> Option<Value> {
-    serde_json::from_str(&std::fs::read_to_string(path).ok()?).ok()
-}
 
 impl Results {
     pub fn read(path: &Path) -> Result<Self> {
@@ -410,106 +289,4 @@ fn spread(runs: &[&RunResult]) -> Vec<(f64, f64, f64)> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    fn results() -> Results {
-        let run = |group: &str, seed: u64, loss: f64| RunResult {
-            name: format!("{group}_seed={seed}"),
-            group: group.into(),
-            against: (group == "k8").then(|| "full".into()),
-            paper: (group == "k8").then_some(0.05),
-            seed,
-            taken_from: None,
-            speed: None,
-            settings: Value::Null,
-            summary: json!({"loss": loss, "unigram_perplexity": 20.0, "tokens_per_second": 10.0}),
-            curve: vec![
-                Point { step: 1, tokens: 64.0, value: 2.2 },
-                Point { step: 2, tokens: 128.0, value: if seed == 0 { 2.7 } else { 2.95 } },
-                Point { step: 3, tokens: 192.0, value: loss },
-            ],
-        };
-        // The seeds of the two groups stand in another order, and one has a seed more.
-        let runs = vec![run("full", 0, 1.0), run("full", 1, 1.1), run("k8", 1, 1.3), run("k8", 0, 1.25), run("k8", 2, 9.0)];
-        Results {
-            format: FORMAT,
-            experiment: "x".into(),
-            about: String::new(),
-            command: String::new(),
-            configs_sha256: String::new(),
-            measure: "loss".into(),
-            silent: BTreeMap::new(),
-            published: Vec::new(),
-            environment: Value::Null,
-            programs: Vec::new(),
-            wanted: 5,
-            rates: BTreeSet::new(),
-            left_out: Vec::new(),
-            runs,
-        }
-    }
-
-    #[test]
-    fn speeds_of_two_programs_are_not_set_side_by_side() {
-        let of = |revision: &str| json!({"git_revision": revision, "cpu": "A"});
-        assert!(programs(&[of("one"), of("one")]).is_empty());
-        let built = |revision: &str| json!({"git_revision": revision, "program_sha256": "0123456789abcdef", "cpu": "A"});
-        assert!(programs(&[built("one"), built("two")]).is_empty(), "a commit makes no other program");
-        let mut results = results();
-        assert_eq!(results.group("k8").unwrap().tokens_per_second, Some(10.0));
-        results.programs = programs(&[of("two"), of("one"), of("two")]);
-        assert_eq!(results.programs, ["one on A", "two on A"]);
-        assert_eq!(results.group("k8").unwrap().tokens_per_second, None);
-        let steady = |speeds: [f64; 3]| {
-            results.runs[2..].iter_mut().zip(speeds).for_each(|(run, speed)| run.speed = Some(speed));
-            results.group("k8").unwrap().is_steady
-        };
-        assert_eq!([[100.0, 50.0, 90.0], [100.0, 50.0, 60.0]].map(steady), [true, false]);
-    }
-
-    #[test]
-    fn groups_are_compared_seed_by_seed() {
-        let group = results().group("k8").unwrap();
-        let comparison = group.against.unwrap();
-        assert!((comparison.difference - 0.225).abs() < 1e-12);
-        let test = comparison.test.unwrap();
-        assert_eq!(test.difference.count, 2, "seed 2 has no partner");
-        assert!((test.t - 0.225 / 0.025).abs() < 1e-9, "{}", test.t);
-        assert_eq!(comparison.paper, Some(0.05));
-    }
-
-    #[test]
-    fn the_rate_that_chose_best_is_reported_on_the_other_half() {
-        let mut results = results();
-        results.measure = "value".into();
-        let run = |rate: f64, seed: u64, chosen: f64, reported: f64| {
-            let mut run = results.runs[0].clone();
-            run.group = format!("full_task=which_novel_learning_rate={rate}_x=1");
-            run.seed = seed;
-            run.settings = json!({"learning_rate": rate, "set": {"train.learning_rate": rate}});
-            run.summary = json!({"value": chosen, "reported_value": reported, "scores": {"chosen_on": chosen, "reported_on": reported}});
-            run
-        };
-        // The second rate looks better where it was not allowed to.
-        results.runs = vec![run(0.1, 0, 0.8, 0.6), run(0.1, 1, 0.9, 0.7), run(0.2, 0, 0.7, 0.95), run(0.2, 1, 0.7, 0.95)];
-        results.wanted = 6;
-        let chosen = results.with_rates_chosen();
-        assert_eq!((chosen.runs.len(), chosen.wanted), (2, 4));
-        let group = chosen.group("full_task=which_novel_x=1").unwrap();
-        assert!((group.estimate.mean - 0.65).abs() < 1e-12);
-        assert_eq!(chosen.left_out.len(), 2);
-        assert_eq!(chosen.chosen_rates()["full_task=which_novel_x=1"], "0.1");
-    }
-
-    #[test]
-    fn a_plateau_is_left_by_all_or_not() {
-        let group = results().group("full").unwrap();
-        assert_eq!(group.plateau_tokens.unwrap().mean, 192.0, "at 64 it came back");
-        assert_eq!(group.spread[1], (128.0, 2.7, 2.95));
-        let k8 = results().group("k8").unwrap();
-        assert_eq!((k8.plateau_tokens, k8.plateaus_left), (None, 2), "seed 2 never left it");
-        assert_eq!(group.curve.len(), 3);
-    }
-}
+mod tests;
