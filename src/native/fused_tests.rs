@@ -253,8 +253,9 @@ fn feed_forward_and_output_norm_are_their_compositions() {
 
 #[test]
 fn heads_are_their_composition() {
-    // Gradients are small differences of large sums: rounding every tensor to bf16 in an fp32 composition moves them by up to a tenth.
-    for (kind, tolerance) in [(Kind::Float, 2e-4), (Kind::BFloat16, 0.15)] {
+    // Gradients are small differences of large sums: rounding every tensor to bf16 in an fp32 composition moves them by up to a tenth,
+    // and the order of the sums in fp32, which is another on each processor, those of the keys' weights by 2e-4.
+    for (kind, tolerance) in [(Kind::Float, 1e-3), (Kind::BFloat16, 0.15)] {
         if !attention_is_supported(kind, Device::Cpu, 32) {
             continue;
         }
