@@ -200,8 +200,8 @@ pub struct Comparison {
     results: Vec<(String, Vec<Value>)>,
 }
 
-/// Keys that say where a run is, not what.
-const PLACES: [&str; 3] = ["run.dir", "data.cache_dir", "run.threads"];
+/// Keys that say where and how fast a run ran, not what.
+pub const PLACES: [&str; 3] = ["run.dir", "data.cache_dir", "run.threads"];
 
 impl Comparison {
     pub fn of(runs: &[Run]) -> Self {

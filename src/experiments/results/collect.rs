@@ -4,15 +4,13 @@ use super::{Point, Results, RunResult, FORMAT};
 use crate::config::sweep::{Sweep, SweepRun};
 use crate::digest::sha256;
 use crate::experiments::reuse::taken_from;
+use crate::experiments::runs::PLACES;
 use crate::log::jsonl;
 use crate::train::run::read_summary;
 use anyhow::{Context, Result};
 use serde_json::{json, Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-
-/// Keys that say where and how fast a run ran, not what.
-const PLACES: [&str; 4] = ["/run/dir", "/run/threads", "/data/cache_dir", "/run/init_from"];
 
 /// Reads what the runs of a sweep left.
 pub fn collect(sweep: &Sweep) -> Result<Results> {
@@ -62,11 +60,12 @@ fn configs_sha256(sweep: &Sweep) -> Result<String> {
     let mut text = String::new();
     for run in &sweep.runs {
         let mut config = serde_json::to_value(&run.config)?;
-        PLACES.iter().for_each(|place| {
-            if let Some(value) = config.pointer_mut(place) {
+        // A model to start from is a folder too.
+        for place in PLACES.iter().chain(&["run.init_from"]) {
+            if let Some(value) = config.pointer_mut(&format!("/{}", place.replace('.', "/"))) {
                 *value = Value::Null;
             }
-        });
+        }
         text += &format!("{} {config}\n", run.name);
     }
     Ok(sha256(text.as_bytes()))
