@@ -23,7 +23,7 @@ const UNITS: [&str; 18] = [
 ];
 /// By itself: the headers of c10d are not those of the others.
 const DISTRIBUTED: &str = "src/native/distributed.cpp";
-const HEADERS: [&str; 18] = [
+const HEADERS: [&str; 17] = [
     "gloo_headers",
     "shim.h",
     "attention_products.h",
@@ -36,7 +36,6 @@ const HEADERS: [&str; 18] = [
     "kernels/adam.h",
     "kernels/amx.h",
     "kernels/cross_entropy.h",
-    "kernels/dot.h",
     "kernels/gelu.h",
     "kernels/norm.h",
     "kernels/pack.h",
@@ -65,8 +64,7 @@ fn main() {
     };
     compile_shim(&libtorch);
     compile_kernels();
-    compile_products("amx", &["-mamx-tile", "-mamx-bf16"]);
-    compile_products("dot", &["-mavx512bf16"]);
+    compile_amx();
     compile_nccl(&libtorch);
     let lib = libtorch.join("lib");
     println!("cargo:rustc-link-search=native={}", lib.display());
@@ -140,16 +138,16 @@ fn compile_kernels() {
 }
 
 /// Empty where the compiler does not know the instructions; whether the processor does is asked at start.
-fn compile_products(name: &str, instructions: &[&str]) {
-    let file = format!("src/native/kernels/{name}.cpp");
+fn compile_amx() {
+    let file = "src/native/kernels/amx.cpp";
     println!("cargo:rerun-if-changed={file}");
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").opt_level(3).warnings(false).flag("-fopenmp");
     let (_, avx512) = TABLES[0];
-    for flag in avx512.iter().chain(instructions) {
+    for flag in avx512.iter().chain(&["-mamx-tile", "-mamx-bf16"]) {
         build.flag_if_supported(flag);
     }
-    build.file(file).compile(&format!("linformer_{name}"));
+    build.file(file).compile("linformer_amx");
 }
 
 /// The NCCL process group as a library of its own, where libtorch came with NCCL: the program starts without CUDA's libraries.

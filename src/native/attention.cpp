@@ -134,6 +134,12 @@ void backward_pass(const Shape& s, const Tensor& q, const Tensor& k, const Tenso
   });
 }
 
+// oneDNN's blocks are of AVX-512.
+bool has_brgemm() {
+  static const bool has_avx512 = linformer::kernels_named("avx512") != nullptr;
+  return has_avx512;
+}
+
 template <class Class>
 struct Chosen {
   using Products = Class;
@@ -145,7 +151,7 @@ void by_products(const Tensor& q, Body body) {
   linformer::by_type(q, [&](auto element) {
     using E = decltype(element);
     if constexpr (std::is_same_v<E, float>)
-      if (!linformer::has_brgemm(false)) return body(Chosen<Strided>{});
+      if (!has_brgemm()) return body(Chosen<Strided>{});
     body(Chosen<Packed<E>>{});
   });
 }
@@ -200,13 +206,13 @@ AttentionGradients attend_backward(const Tensor& d_out, const Tensor& q, const T
 
 }  // namespace linformer
 
-// Whether the blocks' products exist here for this type and width of a head: 2 by packed blocks, 1 by BLAS, for dropout alone: without it
+// Whether the blocks' products exist here for this type and width of a head: 2 by oneDNN's blocks, 1 by BLAS, for dropout alone: without it
 // libtorch's own attention was faster, 0 if not.
 extern "C" int linformer_attention_is_supported(int is_bf16, int64_t head) {
   LINFORMER_TRY
   if (head % linformer::kMultiple != 0) return 0;
-  if (linformer::has_brgemm(is_bf16) || (is_bf16 && linformer::dot::available())) return 2;
-  return !is_bf16 && sgemm_ != nullptr;
+  if (is_bf16) return has_brgemm() && at::native::cpublas::could_pack(at::kBFloat16) ? 2 : 0;
+  return has_brgemm() ? 2 : sgemm_ != nullptr;
   LINFORMER_CATCH(0)
 }
 

@@ -1,5 +1,5 @@
-// The products of attention for one head, by what is fast for them on this processor: Packed by oneDNN's blocks or, in bf16 without tiles,
-// by our own, Strided by BLAS. Both have the same functions; rows of a head stand `width` apart in q, k, v and their gradients, rows of scores `columns`.
+// The products of attention for one head, by the library that is fast for them on this processor: Packed by oneDNN's blocks, Strided by
+// BLAS. Both have the same functions; rows of a head stand `width` apart in q, k, v and their gradients, rows of scores `columns`.
 #pragma once
 #include <ATen/native/CPUBlas.h>
 
@@ -7,7 +7,6 @@
 #include <new>
 #include <vector>
 
-#include "kernels/dot.h"
 #include "rows.h"
 
 // The product of BLAS, which libtorch brings along; null if it does not.
@@ -36,13 +35,6 @@ struct Aligned {
 template <class T>
 using Scratch = std::vector<T, Aligned<T>>;
 
-// oneDNN's blocks: in fp32 of AVX-512, in bf16 of tiles.
-inline bool has_brgemm(bool is_bf16) {
-  static const bool has_avx512 = kernels_named("avx512") != nullptr;
-  static const bool has_tiles = has_avx512 && at::native::cpublas::could_pack(at::kBFloat16);
-  return is_bf16 ? has_tiles : has_avx512;
-}
-
 // The second operand packed and the first by rows: keys, values and whatever a block of queries multiplies from the right are packed here.
 template <class E>
 class Packed {
@@ -53,9 +45,7 @@ class Packed {
 
   // Queries at a time.
   static int64_t block(int64_t /*columns*/) { return 64; }
-  static void release() {
-    if (has_brgemm(kVnni)) at::native::cpublas::brgemm_release(kVnni);
-  }
+  static void release() { at::native::cpublas::brgemm_release(kVnni); }
 
   void start_forward(const T* k, const T* v) {
     kernels_.pack_transposed(k, width_, sized(made_.keys_t, columns_ * head_), head_, keys_, columns_);
@@ -105,8 +95,6 @@ class Packed {
 
   // C [rows x n] = A [rows x inner] B [inner x n] with B packed; lda is A's stride.
   static void product(int64_t rows, int64_t n, int64_t inner, int64_t lda, const T* a, const T* b, float* c, bool add) {
-    if constexpr (kVnni)
-      if (!has_brgemm(true)) return dot::product(rows, n, inner, lda, a, b, c, add);
     at::native::cpublas::brgemm(rows, n, inner, lda, n, n, add, reinterpret_cast<const Element*>(a), reinterpret_cast<const Element*>(b), c, kVnni);
   }
   void to_rows(int64_t rows, const T* left, const Scratch<T>& right, T* out) {

@@ -1,4 +1,4 @@
-// Which table of kernels this processor gets, and whether it gets tiles or products of pairs. Compiled for any processor: those that are asked about
+// Which table of kernels this processor gets, and whether it gets tiles. Compiled for any processor: those that are asked about
 // here may lack what their kernels are made of.
 #include <cstdlib>
 #include <cstring>
@@ -10,7 +10,6 @@
 #endif
 
 #include "amx.h"
-#include "dot.h"
 #include "kernels.h"
 
 namespace linformer {
@@ -59,15 +58,6 @@ bool amx::available() {
 #endif
   }();
   return is;
-}
-
-bool dot::available() {
-#if defined(__x86_64__)
-  static const bool is = kCompiled && kernels_named("avx512") && __builtin_cpu_supports("avx512bf16");
-  return is;
-#else
-  return false;
-#endif
 }
 
 }  // namespace linformer
