@@ -253,9 +253,9 @@ fn feed_forward_and_output_norm_are_their_compositions() {
 
 #[test]
 fn heads_are_their_composition() {
-    // Gradients are small differences of large sums: rounding every tensor to bf16 in an fp32 composition moves them by up to a tenth,
-    // and the order of the sums in fp32, which is another on each processor, those of the keys' weights by 2e-4.
-    for (kind, tolerance) in [(Kind::Float, 1e-3), (Kind::BFloat16, 0.15)] {
+    // Gradients are small differences of large sums: rounding every tensor to bf16 in an fp32 composition moves them by up to a tenth. Of
+    // one row alone the softmax's gradient is what is left of two numbers nearly alike: fp32 loses 2e-4 of the queries' weights'.
+    for (kind, tolerance, of_one_row) in [(Kind::Float, 2e-4, 1e-3), (Kind::BFloat16, 0.15, 0.15)] {
         if !attention_is_supported(kind, Device::Cpu, 32) {
             continue;
         }
@@ -285,12 +285,12 @@ fn heads_are_their_composition() {
                 project_values: weights.get(4),
             };
             let split = |t: Tensor| t.view([batch, -1, count, d / count]).transpose(1, 2);
-            // In fp32 on rounded values: in bf16 libtorch would be the less exact of the two.
-            let wide = |t: &Tensor| t.to_kind(kind).to_kind(Kind::Float);
+            // In fp64 on rounded values: libtorch's own rounding is none of the difference.
+            let wide = |t: &Tensor| t.to_kind(kind).to_kind(Kind::Double);
             let composed = || {
                 let x = &wide(&leaves[0]);
                 let real = match &keep {
-                    Some(keep) if matrices > 0 => x * keep.unsqueeze(-1).to_kind(Kind::Float),
+                    Some(keep) if matrices > 0 => x * keep.unsqueeze(-1).to_kind(Kind::Double),
                     _ => x.shallow_clone(),
                 };
                 let compress = |i: usize| match leaves.get(4 + i.min(matrices as usize - 1)) {
@@ -305,12 +305,14 @@ fn heads_are_their_composition() {
                     Some(keep) if matrices == 0 => scores.masked_fill(&keep.logical_not().unsqueeze(1).unsqueeze(1), f64::NEG_INFINITY),
                     _ => scores,
                 };
-                let dropped = dropout(&scores.softmax(-1, Kind::Float), p, drop(p).stream, drop(p).offset).unwrap();
-                dropped.matmul(&v).transpose(1, 2).reshape([batch, length, d])
+                let probabilities = scores.softmax(-1, Kind::Double);
+                let kept = dropout(&probabilities.ones_like().to_kind(Kind::Float), p, drop(p).stream, drop(p).offset).unwrap();
+                (probabilities * kept).matmul(&v).transpose(1, 2).reshape([batch, length, d])
             };
             agree(&leaves, tolerance, || heads(&leaves[0], &given, keep.as_ref(), count, drop(p), None).unwrap(), composed);
             // Of some rows alone: none of them in a block of queries with the one before it, and many of one sequence.
             for rows in [vec![3, length + 4], (0..length).step_by(2).chain([length]).collect(), vec![batch * length - 1]] {
+                let tolerance = if rows.len() == 1 { of_one_row } else { tolerance };
                 let rows = Tensor::from_slice(&rows);
                 agree(
                     &leaves,
